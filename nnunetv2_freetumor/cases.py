@@ -1,0 +1,170 @@
+"""Read and write CT cases: size, spacing, origin, direction and integer type stay as they are.
+
+Arrays have SimpleITK's axis order (z, y, x), and `spacing_mm` has the same order. `origin_mm` and `direction` are
+SimpleITK's own: x, y, z in the patient's coordinates (left, posterior, superior).
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import SimpleITK as sitk
+
+GEOMETRY_TOLERANCE = {"spacing_mm": 1e-3, "origin_mm": 1e-2, "direction": 1e-3}
+
+
+class Case(NamedTuple):
+    """A volume and where it lies in the patient."""
+
+    array: np.ndarray  # (z y x), in the file's own type
+    spacing_mm: tuple[float, ...]  # of z, y, x
+    origin_mm: tuple[float, ...]  # x, y, z of the center of voxel (0, 0, 0)
+    direction: tuple[float, ...]  # 3 x 3, row by row; columns are the directions of the x, y and z axis
+    path: Path
+
+    def with_array(self, array: np.ndarray) -> "Case":
+        """Put other voxels, in this case's own type, into the same place."""
+        assert array.shape == self.array.shape, "a case keeps its size"
+        return self._replace(array=array.astype(self.array.dtype, copy=False))
+
+    def to_patient_mm(self, index: tuple[float, ...]) -> tuple[float, ...]:
+        """Turn a voxel index (z, y, x) into the patient's coordinates (x, y, z) in mm."""
+        steps_mm = np.asarray(index[::-1]) * np.asarray(self.spacing_mm[::-1])
+        return tuple(float(v) for v in np.asarray(self.origin_mm) + np.reshape(self.direction, (3, 3)) @ steps_mm)
+
+
+def read_case(path: str | Path) -> Case:
+    """Read a volume with SimpleITK.
+
+    Raises:
+        ValueError: the file is missing, is no volume of three axes, or holds NaN or infinite voxels.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}. Give the path of an existing volume, for example CASE_0000.nii.gz.")
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} cannot be read as a medical image ({_last_line(error)}).") from error
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        size = "x".join(map(str, image.GetSize()))
+        raise ValueError(
+            f"{path} must be one volume with three axes and one value per voxel, but it has size {size} with "
+            f"{image.GetNumberOfComponentsPerPixel()} value(s) per voxel. Split it into single volumes."
+        )
+    case = Case(sitk.GetArrayFromImage(image), image.GetSpacing()[::-1], image.GetOrigin(), image.GetDirection(), path)
+    _check_finite(case)
+    return case
+
+
+def read_label(path: str | Path) -> Case:
+    """Read a label map in its own type.
+
+    Raises:
+        ValueError: as `read_case`, and where a voxel is not a whole number.
+    """
+    case = read_case(path)
+    if case.array.dtype.kind == "f" and (fraction := case.array != np.round(case.array)).any():
+        raise ValueError(
+            f"{path} must hold whole label numbers, but {int(fraction.sum())} voxels are fractions, for example "
+            f"{case.array[fraction][0]:g}. Was it resampled with interpolation? Use nearest neighbor, or threshold it."
+        )
+    return case
+
+
+def check_same_geometry(image: Case, label: Case) -> None:
+    """Refuse an image and a label that do not lie on the same voxel grid.
+
+    Raises:
+        ValueError: names both files, what differs, and the way out.
+    """
+    pairs = {"size (z, y, x)": (image.array.shape, label.array.shape)} | {
+        name: (getattr(image, name), getattr(label, name))
+        for name, tolerance in GEOMETRY_TOLERANCE.items()
+        if not np.allclose(getattr(image, name), getattr(label, name), rtol=0, atol=tolerance)
+    }
+    differences = [f"{name} {_show(a)} against {_show(b)}" for name, (a, b) in pairs.items() if a != b]
+    if differences:
+        raise ValueError(
+            f"Image {image.path} and label {label.path} must have the same geometry, but they differ in "
+            f"{'; '.join(differences)}. Take the label that was drawn on this image, or resample the label onto the "
+            "image's grid with nearest neighbor interpolation."
+        )
+
+
+def write_case(case: Case, path: str | Path) -> None:
+    """Write a volume so that `path` never holds half of it."""
+    image = sitk.GetImageFromArray(case.array)
+    image.SetSpacing(case.spacing_mm[::-1])
+    image.SetOrigin(case.origin_mm)
+    image.SetDirection(case.direction)
+    with replacing(path) as unfinished:
+        sitk.WriteImage(image, str(unfinished), useCompression=True)
+
+
+def write_json(data: Any, path: str | Path) -> None:
+    """Write JSON so that `path` never holds half of it."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a path to write to that takes the place of `path` once everything in the block has succeeded."""
+    path = Path(path)
+    with replacing_all(path.parent) as unfinished:
+        yield unfinished / path.name
+
+
+@contextlib.contextmanager
+def replacing_all(folder: Path) -> Iterator[Path]:
+    """Give a folder whose files move into `folder`, one rename each, once everything in the block has succeeded.
+
+    It lies inside `folder`: a rename within a file system is atomic, file names keep the endings that SimpleITK goes
+    by, and a run that was killed leaves nothing that nnU-Net would take for a case.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
+        yield Path(unfinished)
+        for file in sorted(Path(unfinished).iterdir()):
+            os.replace(file, folder / file.name)
+
+
+def check_writable(folder: str | Path) -> Path:
+    """Make an output folder where it is missing and try to write to it, before any work.
+
+    Raises:
+        ValueError: names the folder and the reason.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise ValueError(
+            f"The output folder {folder} cannot be written to ({error.strerror}). Choose another folder with -o, or "
+            "change its permissions."
+        ) from error
+
+
+def _check_finite(case: Case) -> None:
+    if case.array.dtype.kind != "f" or np.isfinite(case.array).all():
+        return
+    bad = np.argwhere(~np.isfinite(case.array))
+    raise ValueError(
+        f"{case.path} holds {len(bad)} NaN or infinite voxels, the first at (z, y, x) = {tuple(bad[0].tolist())}. "
+        "Every voxel needs a number: replace them, in CT for example by -1024 (air), and try again."
+    )
+
+
+def _show(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]

@@ -1,0 +1,111 @@
+"""What an epoch planted: counted on the device, read once, written to nnU-Net's log and logger."""
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
+from torch import Tensor
+from torch import distributed as dist
+
+from nnunetv2_freetumor.plan import SIZE_NAMES, Section, SizeClass
+from nnunetv2_freetumor.synthesis import COUNTS
+
+KEY = "freetumor/"  # in front of every count's name in nnU-Net's logger
+LEAST_ELIGIBLE_SHARE = 0.2
+MOST_SATURATED_SHARE = 0.05
+
+Counts = dict[str, float]
+
+
+class EpochCounts:
+    """Sum the synthesizer's counts over an epoch without reading them."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+
+    def add(self, counts: Float64[Tensor, " counts"]) -> None:
+        """Add a batch."""
+        self._sum = counts if self._sum is None else self._sum + counts
+
+    def read(self) -> Counts:
+        """Sum over all processes and copy to the host; the only synchronization of the epoch."""
+        assert self._sum is not None, "an epoch has at least one batch"
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self._sum)
+        return dict(zip(COUNTS, self._sum.tolist()))
+
+
+def epoch_generator(seed: int, rank: int, epoch: int) -> torch.Generator:
+    """Start the epoch's draws from (seed, rank, epoch), so that resuming needs no saved state and repeats nothing."""
+    mixed = np.random.SeedSequence((seed, rank, epoch)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(mixed[0]))
+
+
+def register(logger: MetaLogger, epoch: int) -> None:
+    """Make nnU-Net's logger know the counts; epochs before `epoch` that lack them read NaN."""
+    log = logger.local_logger.my_fantastic_logging
+    for name in COUNTS:
+        kept = log.get(KEY + name, [])[:epoch]
+        log[KEY + name] = kept + [math.nan] * (epoch - len(kept))
+
+
+def history(logger: MetaLogger) -> dict[str, list[float]]:
+    """Give each count's values, one per epoch."""
+    return {name: logger.get_value(KEY + name, step=None) for name in COUNTS}
+
+
+def section_lines(section: Section, source: str) -> list[str]:
+    """Say what was chosen, for nnU-Net's log (P7)."""
+    lines = [f"FreeTumor: section from {source}; generator {section.generator}, seed {section.seed}."]
+    for target in section.targets:
+        host = f"labels {list(target.host_labels)}" if target.host_hu is None else f"{target.host_hu} HU"
+        sizes = "; ".join(_size(size) for size in target.prior.sizes)
+        lines.append(
+            f"FreeTumor: '{target.name}' plants label {target.tumor_label} into {host}, prior '{target.prior.name}' "
+            f"({target.source}), diameters {sizes}."
+        )
+    return lines
+
+
+def epoch_lines(counts: Counts) -> list[str]:
+    """Report an epoch for nnU-Net's log."""
+    sizes = ", ".join(f"{name}: {counts[name]:.0f}" for name in SIZE_NAMES)
+    return [
+        f"FreeTumor: of {counts['samples']:.0f} samples {counts['eligible']:.0f} eligible, {counts['planted']:.0f} "
+        f"planted, {counts['no_room']:.0f} without room; of {counts['tumor_free']:.0f} tumor-free host patches "
+        f"{counts['untouched_tumor_free']:.0f} untouched",
+        f"FreeTumor: lesions {sizes}; {100 * _saturated_share(counts):.1f} % of their voxels saturated",
+    ]
+
+
+def warnings(counts: Counts, plans_name: str, dataset_name: str) -> list[str]:
+    """Warn of an epoch that planted into too few samples, or whose lesions the clip window hides."""
+    eligible_share = counts["eligible"] / counts["samples"]
+    texts = []
+    if eligible_share < LEAST_ELIGIBLE_SHARE:
+        texts.append(
+            f"WARNING: FreeTumor: only {100 * eligible_share:.0f} % of the samples are eligible (show the "
+            "host), fewer than 20 %: few tumors are planted. A trainer with a larger oversample_foreground_percent, or "
+            "a larger patch, shows the host more often."
+        )
+    if _saturated_share(counts) > MOST_SATURATED_SHARE:
+        texts.append(
+            f"WARNING: FreeTumor: {100 * _saturated_share(counts):.0f} % of the lesion voxels are saturated, more than "
+            "5 %: nnU-Net's clip window, set by percentile_00_5 and percentile_99_5 of "
+            f"foreground_intensity_properties_per_channel in {plans_name}.json, cuts tumors off, at prediction too. Widen"
+            f" it before preprocessing: nnUNetv2_plan_experiment -d {dataset_name}, nnUNetv2_freetumor plan -d "
+            f"{dataset_name} -p {plans_name}, nnUNetv2_preprocess -d {dataset_name} -plans_name {plans_name}; then "
+            "train anew."
+        )
+    return texts
+
+
+def _saturated_share(counts: Counts) -> float:
+    return counts["saturated_voxels"] / max(counts["lesion_voxels"], 1.0)
+
+
+def _size(size: SizeClass) -> str:
+    return f"{size.distribution} {size.min_mm:g}-{size.max_mm:g} mm (weight {size.weight:g})"
+

@@ -1,0 +1,1 @@
+from nnunetv2_freetumor.trainer import *  # noqa: F403

@@ -1,0 +1,223 @@
+"""The `freetumor` section of the nnU-Net plans: what it may contain, and how it is read, checked and written.
+
+Every setting carries its unit in its name. `read_section` refuses unknown keys and wrong types with a `ValueError` that
+names the setting, the rule and the choices, so that a typing error ends before training starts.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from nnunetv2_freetumor.strict_json import check, read_as
+
+SECTION = "freetumor"
+DIAMETER_BOUNDS_MM = (10.0, 20.0, 50.0)
+SIZE_NAMES = ("<10 mm", "10-20 mm", "20-50 mm", ">=50 mm")
+
+
+def _check_share(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        check(0.0 <= value <= 1.0, name, "must lie between 0 and 1", value)
+
+
+def _check_not_negative(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        check(value >= 0.0, name, "must not be negative", value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeClass:
+    """One way to draw a lesion's equivalent diameter in mm."""
+
+    distribution: Literal["log_normal", "log_uniform"]
+    weight: float
+    min_mm: float
+    max_mm: float
+    ln_mm_mean: float = 0.0  # of the log-normal: mean and standard deviation of ln(diameter in mm)
+    ln_mm_sd: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_not_negative(self, "weight", "ln_mm_sd")
+        check(self.min_mm > 0, "min_mm", "must be above 0", self.min_mm)
+        check(self.min_mm < self.max_mm, "min_mm", f"must be below max_mm ({self.max_mm})", self.min_mm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """How lesion surfaces are drawn; see `shapes.py` for the formula."""
+
+    kind: Literal["blob", "patchy"] = "blob"
+    elongation_logit: tuple[float, float] = (2.2, 0.8)  # axis2/axis1 = sigmoid(N(mean, sd))
+    flatness_logit: tuple[float, float] = (2.2, 0.7)  # axis3/axis2 = sigmoid(N(mean, sd))
+    roughness: tuple[float, float] = (0.12, 0.30)  # median amplitude at the two diameters below
+    roughness_at_mm: tuple[float, float] = (8.0, 60.0)
+    roughness_ln_sd: float = 0.45
+    coarse_cells: int = 5
+    fine_cells: int = 13
+    fine_share: float = 0.25  # amplitude of the fine octave relative to the coarse one
+    lobe_odds: tuple[float, float] = (0.3, 0.7)  # chance of one more lobe, as odds, drawn uniformly
+
+    def __post_init__(self) -> None:
+        _check_not_negative(self, "roughness_ln_sd", "fine_share")
+        check(min(self.roughness) >= 0, "roughness", "must not be negative", self.roughness)
+        check(min(self.lobe_odds) >= 0, "lobe_odds", "must not be negative", self.lobe_odds)
+        for name in ("coarse_cells", "fine_cells"):
+            check(2 <= getattr(self, name) <= 16, name, "must lie between 2 and 16", getattr(self, name))
+        low, high = self.roughness_at_mm
+        check(0 < low < high, "roughness_at_mm", "must be two rising diameters in mm", self.roughness_at_mm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texture:
+    """What a lesion looks like. core = host - k (host - 20 HU), so that contrast follows the enhancement phase."""
+
+    k_mean: float = 0.55
+    k_sd: float = 0.10
+    min_core_hu: float = -1000.0
+    edge_depth_mm: float = 1.8  # half-contrast depth inside the mask, at most
+    edge_depth_per_radius: float = 0.25  # and at most this share of the radius
+    edge_scale_mm: float = 0.75  # scale of the logistic ramp
+    fine_hu: float = 4.0  # standard deviation of the fine heterogeneity
+    fine_mm: float = 2.0  # and its Gaussian sigma
+    coarse_hu: float = 5.0
+    coarse_per_diameter: float = 0.2  # sigma of the coarse heterogeneity as a share of the diameter, at least 3 mm
+    rim_hu: float = 12.0  # rim enhancement is uniform in 0..rim_hu
+    necrotic_share: float = 0.0  # share of lesions above 15 mm with a darker center
+    rim_enhancing_share: float = 0.0  # share of lesions with a bright rim instead of the usual faint one
+    part_solid_share: float = 0.0  # share of lesions with a ground-glass shell around a solid core
+    ground_glass_share: float = 0.0  # share of lesions that are ground glass throughout
+    opacity: tuple[float, float] = (0.25, 0.55)  # share of the voxel that ground glass fills, drawn uniformly
+
+    def __post_init__(self) -> None:
+        _check_not_negative(self, "k_sd", "edge_depth_mm", "edge_depth_per_radius", "fine_hu", "coarse_hu", "rim_hu")
+        _check_share(self, "necrotic_share", "rim_enhancing_share", "part_solid_share", "ground_glass_share")
+        for name in ("edge_scale_mm", "fine_mm", "coarse_per_diameter"):
+            check(getattr(self, name) > 0, name, "must be above 0", getattr(self, name))
+        low, high = self.opacity
+        check(0 <= low <= high <= 1, "opacity", "must be two rising shares between 0 and 1", self.opacity)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prior:
+    """Everything that is known about one kind of tumor, without any label number."""
+
+    name: str
+    sizes: tuple[SizeClass, ...]
+    lesions_per_patch: tuple[float, ...] = (1.0,)  # weights of 1, 2, 3 ... lesions
+    shape: Shape = field(default_factory=Shape)
+    texture: Texture = field(default_factory=Texture)
+    exophytic_mm: float = 0.0  # how far a lesion may leave the host into fat
+    exophytic_per_diameter: float = 0.0  # and at most this share of its diameter
+    subpleural: bool = False  # lesions hug the surface of the host
+
+    def __post_init__(self) -> None:
+        _check_not_negative(self, "exophytic_mm", "exophytic_per_diameter")
+        check(sum(size.weight for size in self.sizes) > 0, "sizes", "need one weight above 0", self.sizes)
+        weights = self.lesions_per_patch
+        valid = bool(weights) and min(weights) >= 0 and sum(weights) > 0
+        check(valid, "lesions_per_patch", "must be weights of 1, 2, 3 ... lesions, one above 0", weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One host/tumor pair of a dataset."""
+
+    name: str
+    tumor_label: int
+    lesion_labels: tuple[int, ...]  # real tumors and cysts of any kind; synthetic lesions keep away from them
+    prior: Prior
+    source: str  # where the prior's numbers come from: a bundled prior, or the measured tumors
+    host_labels: tuple[int, ...] = ()
+    host_hu: tuple[float, float] | None = None  # instead of labels: connected tissue in this HU range inside the body
+
+    def __post_init__(self) -> None:
+        check(self.tumor_label > 0, "tumor_label", "must be a foreground label", self.tumor_label)
+        one = bool(self.host_labels) != (self.host_hu is not None)
+        check(one, "host_labels", f"or host_hu must be given for '{self.name}', one of the two", self.host_labels)
+        check(self.tumor_label in self.lesion_labels, "lesion_labels", "must hold tumor_label", self.lesion_labels)
+        check(not set(self.host_labels) & set(self.lesion_labels), "host_labels", "must hold no lesion label", self)
+        if self.host_hu is not None:
+            check(self.host_hu[0] < self.host_hu[1], "host_hu", "must be two rising HU values", self.host_hu)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """The `freetumor` section of a plans file."""
+
+    targets: tuple[Target, ...]
+    labels: dict[str, Any]  # dataset.json's labels that the section was made for
+    plans_hash: str  # of the plans that the section was made for
+    version: int = 1
+    generator: Literal["texture"] = "texture"
+    seed: int = 0
+    probability_tumor_free: float = 0.5
+    probability_tumor_bearing: float = 0.25
+    untouched_share: float = 0.3  # of the tumor-free host patches, at least
+    tumor_free_patches_only: bool = False
+    clearance_mm: float = 5.0  # between a synthetic lesion's surface and the nearest real tumor or cyst
+    fingerprint: dict[str, Any] = field(default_factory=dict)  # what was measured, by target; for people to read
+
+    def __post_init__(self) -> None:
+        check(self.version == 1, "version", "must be 1", self.version)
+        check(bool(self.targets), "targets", "must hold at least one host/tumor pair", self.targets)
+        _check_share(self, "probability_tumor_free", "probability_tumor_bearing", "untouched_share")
+        _check_not_negative(self, "clearance_mm")
+        check(0 <= self.seed < 2**31, "seed", "must lie between 0 and 2^31 - 1", self.seed)
+
+
+def plans_hash(plans: dict[str, Any]) -> str:
+    """Hash what synthesis depends on in the plans: spacings, axis order, intensity properties and normalization."""
+    configurations = {
+        name: {key: value.get(key) for key in ("spacing", "patch_size", "normalization_schemes", "inherits_from")}
+        for name, value in plans["configurations"].items()
+    }
+    properties = plans["foreground_intensity_properties_per_channel"]
+    text = json.dumps([plans["dataset_name"], plans["transpose_forward"], configurations, properties], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_section(data: Any) -> Section:
+    """Read a section from the plans' JSON.
+
+    Raises:
+        ValueError: an unknown key, a missing key, a wrong type, or a value outside its bounds; the text names it.
+    """
+    return read_as(Section, data, SECTION)
+
+
+def read_prior(data: Any) -> Prior:
+    """Read a prior from JSON; errors as in `read_section`."""
+    return read_as(Prior, data, "prior")
+
+
+def to_json(value: Any) -> Any:
+    """Turn a section or a part of one into what `json.dump` takes."""
+    return json.loads(json.dumps(dataclasses.asdict(value)))
+
+
+def check_origin(section: Section, plans: dict[str, Any], dataset_json: dict[str, Any]) -> None:
+    """Refuse a section that was made for other labels or other plans.
+
+    Raises:
+        ValueError: names what differs and the command that makes a new section.
+    """
+    way_out = f"Run 'nnUNetv2_freetumor plan -d {plans['dataset_name']} -p {plans['plans_name']}' to make it anew."
+    if section.labels != dataset_json["labels"]:
+        raise ValueError(
+            f"The plans' freetumor section was made for the labels {section.labels}, but dataset.json has "
+            f"{dataset_json['labels']}. {way_out}"
+        )
+    if section.plans_hash != plans_hash(plans):
+        raise ValueError(
+            "The plans' freetumor section was made for other plans (spacing, axis order, patch size or intensity "
+            f"properties differ). {way_out}"
+        )
+
+
+def size_index(diameter_mm: float) -> int:
+    """Tell which of `SIZE_NAMES` a diameter belongs to."""
+    return sum(diameter_mm >= bound for bound in DIAMETER_BOUNDS_MM)

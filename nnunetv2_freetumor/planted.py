@@ -1,0 +1,96 @@
+"""Measure what was planted from the voxels themselves: where it lies, how large it is, how it differs from its host."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+NEAR_MM = 10.0  # the host around a lesion that its contrast is measured against
+
+
+class Place(NamedTuple):
+    """Where a lesion was meant to go, to tell lesions apart; a lesion may consist of several islands."""
+
+    center: Sequence[float]  # voxel index
+    diameter_mm: float
+    name: str = ""
+
+
+class Planted(NamedTuple):
+    """One lesion; `contrast_hu` is its core's median less the host's median at the same place before."""
+
+    mask: np.ndarray  # bool, cut out by `box`
+    box: tuple[slice, ...]
+    center: tuple[float, ...]  # voxel index of its centroid
+    volume_mm3: float
+    contrast_hu: float
+    host_hu: float
+    name: str
+
+    @property
+    def diameter_mm(self) -> float:
+        """Give the diameter of the sphere of the same volume."""
+        return (6 * self.volume_mm3 / math.pi) ** (1 / 3)
+
+
+def measure_planted(
+    before_hu: np.ndarray,
+    after_hu: np.ndarray,
+    label_before: np.ndarray,
+    label_after: np.ndarray,
+    places: Sequence[Place],
+    spacing_mm: Sequence[float],
+) -> list[Planted]:
+    """Measure each place's share of the voxels whose label changed, in the order of the places.
+
+    A changed voxel belongs to the place that is nearest in units of its diameter; a place without any is left out.
+    """
+    changed = np.argwhere(label_after != label_before)
+    owner = _nearest(changed, places, spacing_mm)
+    return [
+        _measure(place.name, changed[owner == index], before_hu, after_hu, label_before, spacing_mm)
+        for index, place in enumerate(places)
+        if (owner == index).any()
+    ]
+
+
+def _nearest(voxels: np.ndarray, places: Sequence[Place], spacing_mm: Sequence[float]) -> np.ndarray:
+    nearest, owner = np.full(len(voxels), np.inf), np.full(len(voxels), -1)
+    for index, place in enumerate(places):
+        distance = np.linalg.norm((voxels - np.asarray(place.center)) * spacing_mm, axis=1) / place.diameter_mm
+        owner[distance < nearest] = index
+        nearest = np.minimum(nearest, distance)
+    return owner
+
+
+def _measure(
+    name: str,
+    voxels: np.ndarray,
+    before_hu: np.ndarray,
+    after_hu: np.ndarray,
+    label_before: np.ndarray,
+    spacing_mm: Sequence[float],
+) -> Planted:
+    reach = np.ceil(NEAR_MM / np.asarray(spacing_mm)).astype(int)
+    start, stop = np.maximum(voxels.min(0) - reach, 0), voxels.max(0) + reach + 1
+    box = tuple(map(slice, start.tolist(), np.minimum(stop, before_hu.shape).tolist()))
+    mask = np.zeros(before_hu[box].shape, dtype=bool)
+    mask[tuple((voxels - start).T)] = True
+    host_hu = float(np.median(before_hu[box][_host(mask, label_before[box])]))
+    core_hu = float(np.median(after_hu[box][_core(mask, spacing_mm)]))
+    volume_mm3 = len(voxels) * math.prod(spacing_mm)
+    return Planted(mask, box, tuple(voxels.mean(0).tolist()), volume_mm3, core_hu - host_hu, host_hu, name)
+
+
+def _core(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    """Mark the inner half of a lesion, where its edge no longer blends it with the host."""
+    depth_mm = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
+    return depth_mm >= 0.5 * depth_mm.max()
+
+
+def _host(mask: np.ndarray, label_before: np.ndarray) -> np.ndarray:
+    """Mark the organ around a lesion; a lesion in unlabeled tissue is compared with what was in its own place."""
+    values, counts = np.unique(label_before[mask & (label_before > 0)], return_counts=True)
+    return label_before == values[counts.argmax()] if len(values) else mask

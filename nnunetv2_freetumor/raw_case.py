@@ -1,0 +1,144 @@
+"""Plant lesions into one raw CT volume, one after the other, and keep every voxel that no lesion changed."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice, get_bbox_from_mask, pad_bbox
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from nnunetv2_freetumor.cases import Case
+from nnunetv2_freetumor.hosts import host_mask
+from nnunetv2_freetumor.intensity import RAW_CT
+from nnunetv2_freetumor.plan import Section, Target
+from nnunetv2_freetumor.planted import Place, Planted, measure_planted
+from nnunetv2_freetumor.synthesis import CONTEXT_MM, Synthesizer
+from nnunetv2_freetumor.volume import Spacing
+
+CANDIDATES = 256  # places to try for one lesion
+TRIES = 12  # lesions to draw until one finds a place
+PLAUSIBLE_HOST_HU = (-1000.0, 400.0)
+
+
+class Planting(NamedTuple):
+    """A case with its lesions; `shortfall` says in words why there are fewer than asked for."""
+
+    image: Case
+    label: Case
+    lesions: list[Planted]
+    shortfall: str = ""
+
+
+class _Volume(NamedTuple):
+    hu: Float[Tensor, "1 1 z y x"]
+    label: Int[Tensor, "1 1 z y x"]
+
+
+def plant(image: Case, label: Case, section: Section, lesions: int, device: torch.device) -> Planting:
+    """Plant up to `lesions` lesions of the section's only target; each keeps away from the ones before.
+
+    Raises:
+        ValueError: the label's type cannot hold the tumor's number, the host is empty, or the image is not in HU.
+    """
+    (target,), spacing_mm = section.targets, (image.spacing_mm[0], image.spacing_mm[1], image.spacing_mm[2])
+    _check_type(label, target.tumor_label)
+    host = _find_host(image, label, target, spacing_mm, device)
+    _check_hu(image, label, host)
+    host_mm3 = float(host.sum()) * math.prod(spacing_mm)
+    smallest_mm = min(size.min_mm for size in target.prior.sizes if size.weight > 0)
+    if host_mm3 < math.pi / 6 * smallest_mm**3:
+        reason = f"The host ({host_mm3:.0f} mm3) is smaller than the smallest lesion (diameter {smallest_mm:.1f} mm)."
+        return Planting(image, label, [], reason)
+    margin = [math.ceil((CONTEXT_MM + target.prior.exophytic_mm) / step) for step in spacing_mm]
+    box = bounding_box_to_slice(pad_bbox(get_bbox_from_mask(host), margin, host.shape))
+    section, labels = _with_labeled_host(section, label.array[box].astype(np.int32), host[box])
+    before = _Volume(_tensor(image.array[box].astype(np.float32), device), _tensor(labels, device))
+    after, places = _plant_one_by_one(before, Synthesizer(section, spacing_mm, RAW_CT), lesions)
+    planted = image.with_array(image.array.copy()), label.with_array(label.array.copy())
+    _write_changes(planted[0].array[box], before.hu, after.hu)
+    _write_changes(planted[1].array[box], before.label, after.label)
+    arrays = image.array[box], planted[0].array[box], label.array[box], planted[1].array[box]
+    measured = [_moved(lesion, box) for lesion in measure_planted(*arrays, places=places, spacing_mm=spacing_mm)]
+    reason = "" if len(measured) == lesions else "There is no room for more: ask for fewer or smaller lesions."
+    return Planting(*planted, measured, reason)
+
+
+def _plant_one_by_one(before: _Volume, synthesizer: Synthesizer, lesions: int) -> tuple[_Volume, list[Place]]:
+    """Redraw a lesion that finds no place; stop at the first one that finds none in all tries."""
+    rng = torch.Generator().manual_seed(synthesizer.section.seed)
+    volume, places = before, []
+    for _ in tqdm(range(lesions), desc="planting", unit="lesion", disable=None):
+        for _ in range(TRIES):
+            hu, label, drawn, _ = synthesizer(*volume, synthesizer.draw(1, rng, CANDIDATES))
+            if kept := [lesion for lesion in drawn if lesion.change.kept]:
+                break
+        else:
+            break
+        volume = _Volume(hu, label)
+        places += [Place(lesion.center, lesion.diameter_mm) for lesion in kept]
+    return volume, places
+
+
+def _find_host(image: Case, label: Case, target: Target, spacing_mm: Spacing, device: torch.device) -> np.ndarray:
+    if target.host_hu is None:
+        host = np.isin(label.array, target.host_labels)
+        found = ", ".join(f"{value:g}" for value in np.unique(label.array))
+        where = f"{label.path} has no voxel of --host {_numbers(target.host_labels)}, only the labels {found}"
+    else:
+        hu, labels = (_tensor(case.array.astype(np.float32), device) for case in (image, label))
+        host = host_mask(target, hu, labels.int(), spacing_mm)[0, 0].cpu().numpy()
+        where = f"{image.path} shows no lung, that is unlabeled tissue of {_numbers(target.host_hu)} HU inside the body"
+    if not host.any():
+        raise ValueError(f"The host is empty: {where}. Give the organ's label with --host.")
+    return host
+
+
+def _with_labeled_host(section: Section, labels: np.ndarray, host: np.ndarray) -> tuple[Section, np.ndarray]:
+    """Give a host without a label a spare one, so that it is searched for only once."""
+    (target,) = section.targets
+    if target.host_hu is None:
+        return section, labels
+    spare = int(max(labels.max(), target.tumor_label)) + 1
+    target = dataclasses.replace(target, host_labels=(spare,), host_hu=None)
+    return dataclasses.replace(section, targets=(target,)), np.where(host, spare, labels)
+
+
+def _check_hu(image: Case, label: Case, host: np.ndarray) -> None:
+    median_hu = float(np.median(image.array[host]))
+    low, high = PLAUSIBLE_HOST_HU
+    if not low <= median_hu <= high:
+        raise ValueError(
+            f"{image.path} does not look like CT in HU: the host's median is {median_hu:.0f}, and an organ lies between "
+            f"{low:.0f} and {high:.0f} HU. Rescale it (often by subtracting 1024), or check --host in {label.path}."
+        )
+
+
+def _write_changes(array: np.ndarray, before: Tensor, after: Tensor) -> None:
+    """Write changed voxels only, whole numbers where the array holds such."""
+    changed = (before != after)[0, 0].cpu().numpy()
+    values = after[0, 0].cpu().numpy()[changed]
+    if array.dtype.kind in "iu":
+        limits = np.iinfo(array.dtype)
+        values = np.rint(values).clip(limits.min, limits.max)
+    array[changed] = values
+
+
+def _check_type(label: Case, tumor: int) -> None:
+    if label.array.dtype.kind in "iu" and tumor > np.iinfo(label.array.dtype).max:
+        raise ValueError(f"--tumor {tumor} does not fit into {label.path}, whose voxels are {label.array.dtype}.")
+
+
+def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)[None, None]
+
+
+def _moved(lesion: Planted, box: tuple[slice, ...]) -> Planted:
+    return lesion._replace(center=tuple(at + part.start for at, part in zip(lesion.center, box)))
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,207 @@
+"""nnU-Net trainers whose training batches carry synthetic tumors.
+
+`FreeTumorMixin` goes in front of any nnU-Net trainer: `class Mine(FreeTumorMixin, nnUNetTrainerNoMirroring): ...`.
+It overrides hooks and leaves the network, the loss, validation and prediction to nnU-Net.
+"""
+
+from typing import Any
+
+import torch
+from batchgenerators.utilities.file_and_folder_operations import isfile, join
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from jaxtyping import Float, Int
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepochs import (
+    nnUNetTrainer_1epoch,
+    nnUNetTrainer_5epochs,
+    nnUNetTrainer_10epochs,
+    nnUNetTrainer_20epochs,
+    nnUNetTrainer_50epochs,
+    nnUNetTrainer_100epochs,
+    nnUNetTrainer_250epochs,
+    nnUNetTrainer_500epochs,
+)
+from torch import Tensor
+from torch import distributed as dist
+
+from nnunetv2_freetumor import augmentation, epoch_log, figures, intensity, label_free, plan, planning
+from nnunetv2_freetumor.synthesis import Synthesis, Synthesizer
+
+__all__ = [
+    "FreeTumorMixin",
+    "nnUNetTrainerFreeTumor",
+    "nnUNetTrainerFreeTumor_1epoch",
+    "nnUNetTrainerFreeTumor_5epochs",
+    "nnUNetTrainerFreeTumor_10epochs",
+    "nnUNetTrainerFreeTumor_20epochs",
+    "nnUNetTrainerFreeTumor_50epochs",
+    "nnUNetTrainerFreeTumor_100epochs",
+    "nnUNetTrainerFreeTumor_250epochs",
+    "nnUNetTrainerFreeTumor_500epochs",
+]
+
+PREVIEW = "freetumor_first_batch.png"
+CURVE = "freetumor_planted.png"
+
+
+class FreeTumorMixin(nnUNetTrainer):
+    """Plant synthetic tumors into an nnU-Net trainer's batches, between its spatial and its intensity transforms."""
+
+    # No __init__: nnU-Net records the arguments of the outermost one by reading that method's local variables.
+    _section_source = "the plans file"
+    _second_half: ComposeTransforms | None = None
+    _preview_due = False
+
+    def on_train_start(self) -> None:
+        """Resolve the section and check everything, then let nnU-Net start its loader processes."""
+        section = self._resolve_section()
+        self._synthesizer = Synthesizer(
+            section, tuple(self.configuration_manager.spacing), intensity.from_plans(self.plans_manager.plans)
+        )
+        self._prepare_log(section)
+        super().on_train_start()
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
+        """Give the loaders the transforms before the split and keep those behind it."""
+        halves = augmentation.split(super().get_training_transforms(*args, **kwargs))
+        augmentation.check_device(halves.device, self.device, type(self).__name__)
+        self._second_half = halves.device
+        return halves.loader
+
+    def get_dataloaders(self) -> Any:
+        """Get nnU-Net's loaders and refuse a trainer that never asks for the training transforms."""
+        loaders = super().get_dataloaders()
+        if self._second_half is None:
+            raise ValueError(
+                f"{type(self).__name__} overrides get_dataloaders without calling self.get_training_transforms, so that "
+                "no tumor can be planted into its batches. Put FreeTumorMixin first among the bases, and in front of a "
+                "trainer that loads data as nnUNetTrainer does (not a noDataLoading benchmark)."
+            )
+        return loaders
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Load nnU-Net's checkpoint and take the section from it."""
+        super().load_checkpoint(filename_or_checkpoint)
+        saved = self.my_init_kwargs["plans"].get(plan.SECTION)
+        if saved is not None:
+            self.plans_manager.plans[plan.SECTION] = saved
+            self._section_source = "the checkpoint"
+        epoch_log.register(self.logger, self.current_epoch)
+
+    def on_train_epoch_start(self) -> None:
+        """Start the epoch's draws from the section's seed, the rank and the epoch."""
+        super().on_train_epoch_start()
+        seed = self._synthesizer.section.seed
+        self._rng = epoch_log.epoch_generator(seed, self.local_rank, self.current_epoch)
+        self._counts = epoch_log.EpochCounts()
+        self.print_to_log_file(f"FreeTumor: draws from seed {seed}, rank {self.local_rank}, epoch {self.current_epoch}")
+
+    def train_step(self, batch: dict) -> dict:
+        """Plant, augment, and let nnU-Net train on the result."""
+        device = augmentation.device_for(self.device)
+        image, label = (batch[name].to(device, non_blocking=True) for name in ("data", "target"))
+        image, target = self._plant_and_augment(image, label)
+        return super().train_step(batch | {"data": image, "target": target})
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """Read what the epoch planted, once, and report it."""
+        super().on_train_epoch_end(train_outputs)
+        counts = self._counts.read()
+        for name, value in counts.items():
+            self.logger.log(epoch_log.KEY + name, value, self.current_epoch)
+        names = self.plans_manager.plans_name, self.plans_manager.dataset_name
+        for line in epoch_log.epoch_lines(counts) + epoch_log.warnings(counts, *names):
+            self.print_to_log_file(line)
+        if self.local_rank == 0:
+            figures.counts_curve(epoch_log.history(self.logger), join(self.output_folder, CURVE))
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Keep labels that no case holds out of the pseudo Dice, and its moving average a number."""
+        super().on_validation_epoch_end(label_free.leave_out(val_outputs, self._absent_columns))
+        label_free.mend_moving_average(self.logger.local_logger.my_fantastic_logging)
+
+    def _resolve_section(self) -> plan.Section:
+        """Read or derive the section, refuse what cannot work, and store the section with the model."""
+        plans = self.plans_manager.plans
+        if plan.SECTION not in plans:
+            self._section_source = "the dataset, derived now"
+        shared = [plan.to_json(planning.section_for_training(plans, self.dataset_json))] if self.local_rank == 0 else [{}]
+        if self.is_ddp:
+            dist.broadcast_object_list(shared)
+        section = plan.read_section(shared[0])
+        plan.check_origin(section, plans, self.dataset_json)
+        planning.check_configuration(plans, self.configuration_name, self.dataset_json)
+        plans[plan.SECTION] = self.my_init_kwargs["plans"][plan.SECTION] = shared[0]
+        return section
+
+    def _prepare_log(self, section: plan.Section) -> None:
+        epoch_log.register(self.logger, self.current_epoch)
+        self._preview_due = self.local_rank == 0 and (
+            self.current_epoch == 0 or not isfile(join(self.output_folder, PREVIEW))
+        )
+        for line in epoch_log.section_lines(section, self._section_source):
+            self.print_to_log_file(line)
+        self._absent_columns = label_free.absent_columns(self.preprocessed_dataset_folder, self.label_manager)
+        if self._absent_columns:
+            self.print_to_log_file(label_free.notice(self.label_manager, self._absent_columns))
+
+    def _plant_and_augment(
+        self, image: Float[Tensor, "b 1 x y z"], label: Int[Tensor, "b 1 x y z"]
+    ) -> augmentation.Augmented:
+        synthesis = self._synthesizer(image, label, self._synthesizer.draw(len(image), self._rng))
+        self._counts.add(synthesis.counts)
+        if self._preview_due:
+            self._preview(image, label, synthesis)
+        assert self._second_half is not None, "get_dataloaders has checked it"
+        return augmentation.augment(self._second_half, synthesis.image, synthesis.label)
+
+    def _preview(
+        self, image: Float[Tensor, "b 1 x y z"], label: Int[Tensor, "b 1 x y z"], synthesis: Synthesis
+    ) -> None:
+        """Draw the batch when something was planted; until then every step waits for the device once more."""
+        if not any(bool(lesion.change.kept) for lesion in synthesis.lesions):
+            return
+        figures.batch_preview(
+            image, synthesis.image, label, synthesis.label, synthesis.lesions, self._synthesizer.intensity,
+            self._synthesizer.spacing_mm, join(self.output_folder, PREVIEW),
+        )  # fmt: skip
+        self._preview_due = False
+
+
+class nnUNetTrainerFreeTumor(FreeTumorMixin):
+    """Train as nnUNetTrainer does, with synthetic tumors in the batches."""
+
+
+# The lengths are nnU-Net's own: its `_Xepochs` classes set the number of epochs.
+
+
+class nnUNetTrainerFreeTumor_1epoch(nnUNetTrainerFreeTumor, nnUNetTrainer_1epoch):
+    """Train for 1 epoch."""
+
+
+class nnUNetTrainerFreeTumor_5epochs(nnUNetTrainerFreeTumor, nnUNetTrainer_5epochs):
+    """Train for 5 epochs."""
+
+
+class nnUNetTrainerFreeTumor_10epochs(nnUNetTrainerFreeTumor, nnUNetTrainer_10epochs):
+    """Train for 10 epochs."""
+
+
+class nnUNetTrainerFreeTumor_20epochs(nnUNetTrainerFreeTumor, nnUNetTrainer_20epochs):
+    """Train for 20 epochs."""
+
+
+class nnUNetTrainerFreeTumor_50epochs(nnUNetTrainerFreeTumor, nnUNetTrainer_50epochs):
+    """Train for 50 epochs."""
+
+
+class nnUNetTrainerFreeTumor_100epochs(nnUNetTrainerFreeTumor, nnUNetTrainer_100epochs):
+    """Train for 100 epochs."""
+
+
+class nnUNetTrainerFreeTumor_250epochs(nnUNetTrainerFreeTumor, nnUNetTrainer_250epochs):
+    """Train for 250 epochs."""
+
+
+class nnUNetTrainerFreeTumor_500epochs(nnUNetTrainerFreeTumor, nnUNetTrainer_500epochs):
+    """Train for 500 epochs."""

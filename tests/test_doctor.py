@@ -1,0 +1,153 @@
+"""The doctor names each problem together with the command that mends it."""
+
+import importlib.metadata
+import os
+import sys
+import types
+
+import pytest
+
+from nnunetv2_freetumor import doctor
+from nnunetv2_freetumor.startup import EXT_TRAINER, VARIABLE
+
+
+def problems(findings):
+    """Keep the problems, as (text, mend)."""
+    return [(finding.text, finding.mend) for finding in findings if finding.problem]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Leave out the checks that import all of nnU-Net or start another Python."""
+    for name in ("check_versions", "check_device", "check_hook", "check_trainers"):
+        monkeypatch.setattr(doctor, name, lambda: [])
+
+
+@pytest.fixture
+def paths(monkeypatch, tmp_path):
+    """Set nnU-Net's three paths to folders that exist."""
+    for name in doctor.PATHS:
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    return tmp_path
+
+
+def fake_planning(monkeypatch, check_dataset):
+    """Put a function in the place of the planning module's check."""
+    fake = types.ModuleType("planning")
+    fake.check_dataset = check_dataset
+    monkeypatch.setitem(sys.modules, "nnunetv2_freetumor.planning", fake)
+
+
+def test_a_sound_installation_ends_without_an_exit_code(quick, paths, capsys):
+    doctor.doctor_command()
+    out = capsys.readouterr().out
+    assert out.endswith("\nNo problems found.\n")
+    assert f"ok       nnUNet_raw={paths}/nnUNet_raw" in out
+    assert "PROBLEM" not in out
+
+
+def test_a_problem_is_printed_with_its_command_and_ends_with_exit_code_1(quick, paths, monkeypatch, capsys):
+    monkeypatch.delenv("nnUNet_results")
+    with pytest.raises(SystemExit, match="1"):
+        doctor.doctor_command()
+    out = capsys.readouterr().out
+    assert "  PROBLEM  nnUNet_results is not set\n           mend: export nnUNet_results=" in out
+    assert out.endswith("\n1 problem found.\n")
+
+
+def test_a_folder_that_does_not_exist_or_cannot_be_written_to_is_a_problem(paths, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", f"{paths}/not there")
+    monkeypatch.setattr(os, "access", lambda folder, mode: not str(folder).endswith("nnUNet_results"))
+    assert problems(doctor.check_paths()) == [
+        (f"nnUNet_raw={paths}/not there does not exist", f"mkdir -p '{paths}/not there'"),
+        (f"nnUNet_results={paths}/nnUNet_results cannot be written to", f"chmod u+w '{paths}/nnUNet_results'"),
+    ]
+
+
+def test_a_missing_package_and_an_old_nnunet_are_problems(monkeypatch):
+    def version(package):
+        if package == "timm":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return "2.7.1"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert problems(doctor.check_versions()) == [
+        (
+            "nnunetv2 2.7.1 is too old: 2.8 or newer is needed",
+            f"{sys.executable} -m pip install --upgrade 'nnunetv2>=2.8'",
+        ),
+        ("timm is not installed", f"{sys.executable} -m pip install timm"),
+    ]
+
+
+def test_this_environment_has_the_versions_that_are_needed():
+    assert problems(doctor.check_versions()) == []
+
+
+def test_a_hook_that_is_off_is_mended_by_exporting_the_variable(monkeypatch):
+    monkeypatch.setattr(doctor, "SHOW_HOOK", "print('/somewhere/else')")
+    monkeypatch.delenv(VARIABLE, raising=False)
+    (text, mend) = problems(doctor.check_hook())[0]
+    assert text == f"off, and {VARIABLE} does not name {EXT_TRAINER}"
+    assert mend == "export nnUNet_extTrainer=$(nnUNetv2_freetumor trainer-path)"
+    monkeypatch.setenv(VARIABLE, EXT_TRAINER)
+    assert [finding.text for finding in doctor.check_hook()] == [f"off, but {VARIABLE} names {EXT_TRAINER}"]
+
+
+def test_a_hook_that_is_on_is_seen_in_a_new_python(monkeypatch):
+    monkeypatch.setattr(doctor, "SHOW_HOOK", f"print('/mine{os.pathsep}{EXT_TRAINER}')")
+    assert problems(doctor.check_hook()) == []
+
+
+def test_every_trainer_is_found_by_nnunets_own_search(monkeypatch):
+    monkeypatch.setenv(VARIABLE, EXT_TRAINER)
+    findings = list(doctor.check_trainers())
+    assert problems(findings) == []
+    names = [finding.text.split(" from ")[0] for finding in findings]
+    assert {"nnUNetTrainerFreeTumor", "nnUNetTrainerFreeTumor_1epoch", "nnUNetTrainerFreeTumor_500epochs"} <= set(names)
+    assert all(finding.text.endswith(f" from {EXT_TRAINER}") for finding in findings)
+
+
+def test_a_trainer_of_the_same_name_in_another_folder_is_a_problem(monkeypatch, tmp_path):
+    (tmp_path / "others.py").write_text(
+        "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
+        "class nnUNetTrainerFreeTumor(nnUNetTrainer):\n    pass\n"
+    )
+    monkeypatch.setenv(VARIABLE, os.pathsep.join([str(tmp_path), EXT_TRAINER]))
+    ((text, mend),) = problems(doctor.check_trainers())
+    assert text == f"nnUNetTrainerFreeTumor from {tmp_path} hides this package's trainer"
+    assert mend == f"take {tmp_path} out of {VARIABLE}, or rename its class"
+
+
+def test_trainers_that_nnunet_cannot_find_are_problems(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    found = problems(doctor.check_trainers())
+    assert "Could not find requested nnunet trainer nnUNetTrainerFreeTumor" in found[0][0]
+    assert {mend for _, mend in found} == {"export nnUNet_extTrainer=$(nnUNetv2_freetumor trainer-path)"}
+
+
+def test_the_bundled_generator_and_priors_are_listed():
+    generators, priors = (finding.text for finding in doctor.check_bundled())
+    assert generators == "generators: texture"
+    assert priors == "priors: covid19, kidney, liver, lung, pancreas"
+
+
+def test_a_datasets_problems_are_passed_on(quick, paths, monkeypatch, capsys):
+    fake_planning(monkeypatch, lambda dataset, plans_name: [f"{dataset} {plans_name}: the window hides tumors."])
+    with pytest.raises(SystemExit, match="1"):
+        doctor.doctor_command("7", "nnUNetPlans")
+    assert "\nDataset 7\n  PROBLEM  7 nnUNetPlans: the window hides tumors.\n" in capsys.readouterr().out
+
+
+def test_a_dataset_that_cannot_be_read_is_a_problem(monkeypatch):
+    def check_dataset(dataset, plans_name):
+        raise ValueError("There is no dataset 7.")
+
+    fake_planning(monkeypatch, check_dataset)
+    assert problems(doctor.check_dataset("7", "nnUNetPlans")) == [("There is no dataset 7.", "")]
+
+
+def test_a_dataset_without_problems_is_said_to_fit(monkeypatch):
+    fake_planning(monkeypatch, lambda dataset, plans_name: [])
+    assert [f.text for f in doctor.check_dataset("7", "nnUNetPlans")] == ["the section and the clip window fit"]

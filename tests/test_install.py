@@ -1,0 +1,158 @@
+"""After an install nnU-Net finds the trainers with no variable set; after an uninstall nothing is left."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+import venv
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent
+SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "nnunetv2_freetumor", "plans")
+SHOW = "import os; print(os.environ.get('nnUNet_extTrainer'))"
+SPAWN = """
+import multiprocessing, os
+def show():
+    print(os.environ.get("nnUNet_extTrainer"))
+if __name__ == "__main__":
+    child = multiprocessing.get_context("spawn").Process(target=show)
+    child.start()
+    child.join()
+"""
+FIND = """
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
+print(find("nnUNetTrainerFreeTumor").__module__)
+"""
+
+
+class Installed(NamedTuple):
+    """A bare environment with the package in it."""
+
+    python: Path
+    site: Path
+    ext_trainer: Path
+    before: set[str]  # names in site-packages before the install
+
+
+def run(python, *arguments, **variables):
+    """Run Python without inheriting anything that could stand in for the hook, and return what it printed."""
+    skip = ("nnUNet_extTrainer", "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH")
+    env = {name: value for name, value in os.environ.items() if name not in skip}
+    done = subprocess.run(
+        [python, *arguments], env={**env, **variables}, cwd=ROOT.anchor, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout.strip()
+
+
+def pip(python, *arguments):
+    """Run this environment's pip on another one, without network."""
+    command = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", *arguments]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+def names(folder):
+    """List what a site-packages folder holds."""
+    return {path.name for path in folder.iterdir() if path.name != "__pycache__"}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Copy the project, so that building leaves nothing in the working tree."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in SOURCES:
+        path = ROOT / name
+        if path.is_dir():
+            shutil.copytree(path, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif path.exists():
+            shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["wheel", "editable"])
+def wheel(request, source, tmp_path_factory):
+    """Build a wheel, as `pip install .` and `pip install -e .` do."""
+    folder = tmp_path_factory.mktemp(request.param)
+    code = f"from setuptools import build_meta; build_meta.build_{request.param}({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture
+def installed(wheel, source, tmp_path):
+    """Install into a new environment that has nothing else."""
+    venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"))
+    (site / "other.py").touch()  # an empty folder would go with the uninstall
+    before = names(site)
+    pip(python, "install", "--no-deps", "--no-index", str(wheel))
+    package = (source if "editable" in str(wheel) else site) / "nnunetv2_freetumor"
+    return Installed(python, site, package / "ext_trainer", before)
+
+
+def test_every_python_start_knows_the_trainers_and_keeps_the_users_own_folder(installed):
+    ours = str(installed.ext_trainer)
+    assert run(installed.python, "-c", SHOW) == ours
+    assert run(installed.python, "-c", SHOW, nnUNet_extTrainer="/mine") == os.pathsep.join(["/mine", ours])
+    assert run(installed.python, "-c", SHOW, nnUNet_extTrainer=ours) == ours
+    script = installed.python.parent / "nnUNetv2_freetumor"
+    assert run(installed.python, str(script), "trainer-path") == ours
+
+
+def test_spawned_children_know_the_trainers(installed, tmp_path):
+    (tmp_path / "spawn.py").write_text(SPAWN)
+    assert run(installed.python, str(tmp_path / "spawn.py")) == str(installed.ext_trainer)
+
+
+def test_the_priors_are_installed_with_the_package(installed):
+    folder = Path(run(installed.python, "-c", "import nnunetv2_freetumor.plans as p; print(*p.__path__)"))
+    assert names(folder) == names(ROOT / "plans")
+
+
+def test_nnunet_finds_the_trainer_with_no_variable_set(installed):
+    outer = sysconfig.get_path("purelib")  # nnU-Net and torch of the environment that runs the tests, without its hooks
+    (installed.site / "zz_outer.pth").write_text(outer + "\n")
+    assert run(installed.python, "-W", "ignore", "-c", FIND).splitlines()[-1] == "nnunetv2_freetumor.trainer"
+
+
+def test_uninstalling_leaves_nothing(installed):
+    pip(installed.python, "uninstall", "-y", "nnunetv2_freetumor")
+    assert names(installed.site) == installed.before
+    assert run(installed.python, "-c", SHOW) == "None"
+
+
+@pytest.mark.parametrize("text", ["raise RuntimeError('broken')\n", "def (\n", "import not_there\n"])
+def test_a_broken_hook_neither_stops_python_nor_makes_a_noise(installed, text):
+    startup = installed.ext_trainer.parent / "startup.py"
+    whole = startup.read_text()
+    startup.write_text(text)
+    try:
+        assert run(installed.python, "-c", SHOW) == "None"
+    finally:
+        startup.write_text(whole)
+
+
+@pytest.mark.parametrize("wheel", ["wheel"], indirect=True)
+def test_a_python_start_gets_at_most_2_ms_slower(installed):
+    hook = installed.site / "nnunetv2_freetumor.pth"
+    start = installed.site / "nnunetv2_freetumor.start"
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for i in range(60):
+        on = i % 2 == 0
+        for path in (hook, start):
+            old, new = (path.with_suffix(path.suffix + ".off"), path)[:: 1 if on else -1]
+            if old.exists():
+                old.rename(new)
+        begin = time.perf_counter()
+        subprocess.run([installed.python, "-c", ""], check=True)
+        seconds[on].append(time.perf_counter() - begin)
+    with_hook, without = min(seconds[True]), min(seconds[False])
+    print(f"start-up hook: {1000 * (with_hook - without):.2f} ms on top of {1000 * without:.1f} ms")
+    assert with_hook - without < 0.002
