@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 DEVICE_OPTION := $(if $(DEVICE),-device $(DEVICE))
 
 RUFF_OPTIONS := --isolated --line-length 120 --target-version py310
-# F722, F821: ruff takes jaxtyping's shapes for forward references
-LINT_OPTIONS := --select E,W,F,I,UP,B,SIM,D103,D419 --ignore F722,F821,B905 --per-file-ignores 'tests/*:D'
+# F722, F821: ruff takes jaxtyping's shapes for forward references; B008: nnU-Net's own signatures
+LINT_OPTIONS := --select E,W,F,I,UP,B,SIM,D103,D401,D419,ERA --ignore F722,F821,B008,B905,SIM905 --per-file-ignores 'tests/*:D'
 SOURCES := nnunetv2_freetumor plans tests
 
 .DEFAULT_GOAL := setup

@@ -7,8 +7,9 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -49,6 +50,13 @@ class Spread(NamedTuple):
     low: float
     median: float
     high: float
+
+
+class Timed(NamedTuple):
+    """What a call gave and how long it took, the device's work included."""
+
+    result: Any
+    ms: float
 
 
 class Block(NamedTuple):
@@ -159,8 +167,10 @@ def _block(trainer: nnUNetTrainer, iterations: int) -> Block:
     """Time whole iterations, waiting for the loader included."""
     time.sleep(SETTLE_S)
     _forget_peak(trainer.device)
-    step = [_ms(lambda: trainer.train_step(next(trainer.dataloader_train)), trainer.device) for _ in range(iterations)]
-    return Block(step, _peak_mib(trainer.device))
+    steps = [
+        _timed(lambda: trainer.train_step(next(trainer.dataloader_train)), trainer.device) for _ in range(iterations)
+    ]
+    return Block([step.ms for step in steps], _peak_mib(trainer.device))
 
 
 def _parts(trainer: FreeTumorMixin, setup: Setup) -> tuple[Spread, Spread]:
@@ -173,21 +183,23 @@ def _parts(trainer: FreeTumorMixin, setup: Setup) -> tuple[Spread, Spread]:
             for _ in range(setup.iterations):
                 batch = next(trainer.dataloader_train)
                 image, label = (batch[name].to(device) for name in ("data", "target"))
-                made = []
                 draw = synthesizer.draw(len(image), trainer._rng)
-                spent_ms += _ms(lambda *inputs: made.append(synthesizer(*inputs)), device, image, label, draw)
-                lesions += sum(bool(lesion.change.kept) for lesion in made[0].lesions)
-                augmentation_ms.append(_ms(augment, device, trainer._second_half, made[0].image, made[0].label))
+                planted = _timed(partial(synthesizer, image, label, draw), device)
+                made = planted.result
+                augmented = _timed(partial(augment, trainer._second_half, made.image, made.label), device)
+                augmentation_ms.append(augmented.ms)
+                spent_ms += planted.ms
+                lesions += sum(bool(lesion.change.kept) for lesion in made.lesions)
         synthesis_ms.append(spent_ms / lesions)
     return _spread(synthesis_ms), _spread(augmentation_ms)
 
 
-def _ms(function: Callable, device: torch.device, *arguments: object) -> float:
+def _timed(function: Callable[[], Any], device: torch.device) -> Timed:
     _wait(device)
     start = time.perf_counter()
-    function(*arguments)
+    result = function()
     _wait(device)
-    return 1000 * (time.perf_counter() - start)
+    return Timed(result, 1000 * (time.perf_counter() - start))
 
 
 def _wait(device: torch.device) -> None:

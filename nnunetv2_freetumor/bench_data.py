@@ -73,8 +73,13 @@ def make_plans(layout: Layout) -> dict[str, Any]:
         name="liver tumor", tumor_label=2, lesion_labels=(2,), prior=priors.load("liver"), source="bundled prior",
         host_labels=(1,),
     )  # fmt: skip
-    section = Section(targets=(target,), labels=LABELS, plans_hash=plans_hash(plans))
+    section = Section(targets=(target,), labels=LABELS, plans_hash=plans_hash(plans), fingerprint=_fingerprint(target))
     return plans | {SECTION: to_json(section)}
+
+
+def _fingerprint(target: Target) -> dict[str, Any]:
+    host = {"median_hu": {"p05": LIVER_HU, "p50": LIVER_HU, "p95": LIVER_HU}, "sd_hu": {"p50": NOISE_HU}}
+    return {"targets": {target.name: {"host": host}}, "absent_labels": []}
 
 
 def _configuration(layout: Layout) -> dict[str, Any]:
@@ -137,7 +142,12 @@ def _write_case(path: Path, layout: Layout, plans: dict[str, Any], seed: int) ->
     locations = DefaultPreprocessor._sample_foreground_locations(label[None], [1, 2])
     properties = {"class_locations": locations, "spacing": list(layout.spacing_mm)}
     nnUNetDatasetBlosc2.save_case(
-        z[None].astype(np.float32), label[None], properties, str(path), chunks=(1, *layout.shape), blocks=(1, 16, 16, 16)
+        z[None].astype(np.float32),
+        label[None],
+        properties,
+        str(path),
+        chunks=(1, *layout.shape),
+        blocks=(1, 16, 16, 16),
     )
 
 

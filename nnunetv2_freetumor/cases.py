@@ -8,13 +8,15 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nibabel
 import numpy as np
 import SimpleITK as sitk
 
+NIFTI_ENDINGS = (".nii", ".nii.gz")
 GEOMETRY_TOLERANCE = {"spacing_mm": 1e-3, "origin_mm": 1e-2, "direction": 1e-3}
 
 
@@ -58,7 +60,7 @@ def read_case(path: str | Path) -> Case:
             f"{image.GetNumberOfComponentsPerPixel()} value(s) per voxel. Split it into single volumes."
         )
     case = Case(sitk.GetArrayFromImage(image), image.GetSpacing()[::-1], image.GetOrigin(), image.GetDirection(), path)
-    _check_finite(case)
+    check_finite(case.array, case.path)
     return case
 
 
@@ -152,17 +154,27 @@ def check_writable(folder: str | Path) -> Path:
         ) from error
 
 
-def _check_finite(case: Case) -> None:
-    if case.array.dtype.kind != "f" or np.isfinite(case.array).all():
+def check_finite(array: np.ndarray, path: Path) -> None:
+    """Refuse NaN and infinite voxels of an array that was read from a file.
+
+    Raises:
+        ValueError: names the file, how many there are and where the first one is.
+    """
+    if path.name.endswith(NIFTI_ENDINGS):  # SimpleITK reads their NaN and infinite voxels as 0
+        image = nibabel.Nifti1Image.from_filename(path)
+        if image.get_data_dtype().kind != "f":
+            return
+        array = np.asanyarray(image.dataobj).T
+    if np.isfinite(array).all():
         return
-    bad = np.argwhere(~np.isfinite(case.array))
+    bad = np.argwhere(~np.isfinite(array))
     raise ValueError(
-        f"{case.path} holds {len(bad)} NaN or infinite voxels, the first at (z, y, x) = {tuple(bad[0].tolist())}. "
+        f"{path} holds {len(bad)} NaN or infinite voxels, the first at (z, y, x) = {tuple(bad[0].tolist())}. "
         "Every voxel needs a number: replace them, in CT for example by -1024 (air), and try again."
     )
 
 
-def _show(values: tuple[float, ...]) -> str:
+def _show(values: Iterable[float | int]) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
 
 

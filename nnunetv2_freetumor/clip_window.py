@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_freetumor.intensity import from_plans
+from nnunetv2_freetumor.intensity import RAW_CT, from_plans
 from nnunetv2_freetumor.measurement import REFERENCE_HU
 from nnunetv2_freetumor.plan import Section, Target
 
@@ -64,8 +64,9 @@ def widen(plans: dict[str, Any], section: Section) -> dict[str, Any]:
 
 
 def preprocessed_configurations(plans: dict[str, Any], folder: Path) -> list[str]:
-    """List the configurations whose preprocessed data are there."""
-    return [name for name, data in _data_folders(plans, folder).items() if data.is_dir() and any(data.iterdir())]
+    """List the configurations whose preprocessed data are there, one for each folder of data."""
+    first_of = {data: name for name, data in reversed(_data_folders(plans, folder).items())}
+    return [name for data, name in reversed(first_of.items()) if data.is_dir() and any(data.iterdir())]
 
 
 def repair_commands(plans: dict[str, Any], configurations: list[str]) -> str:
@@ -131,7 +132,7 @@ def _needed(target: Target, section: Section, margin_sd: float) -> Window | None
     hosts_hu = [host["median_hu"]["p05"], host["median_hu"]["p95"]]
     levels = hosts_hu + [level for host_hu in hosts_hu for level in cores(target, host_hu)]
     margin_hu = margin_sd * host["sd_hu"]["p50"]
-    return Window(min(levels) - margin_hu, max(levels) + margin_hu)
+    return Window(max(min(levels) - margin_hu, RAW_CT.low_hu), min(max(levels) + margin_hu, RAW_CT.high_hu))
 
 
 def cores(target: Target, host_hu: float) -> Window:

@@ -176,7 +176,8 @@ def _print_findings(title: str, findings: Iterable[Finding]) -> int:
     problems = 0
     for finding in findings:
         problems += finding.problem
-        print(f"  {'PROBLEM' if finding.problem else 'ok     '}  {finding.text}", flush=True)
+        text = finding.text.replace("\n", "\n" + " " * 11)
+        print(f"  {'PROBLEM' if finding.problem else 'ok     '}  {text}", flush=True)
         if finding.problem and finding.mend:
             print(f"           mend: {finding.mend}")
     return problems

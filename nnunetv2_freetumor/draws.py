@@ -4,6 +4,7 @@ Everything here runs on the CPU and is drawn sample by sample, so that a sample'
 """
 
 import math
+from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ class Draw(NamedTuple):
     """All chance in a batch, on the CPU; every tensor starts with the batch's axis, then the lesion's."""
 
     decide: Float[Tensor, "b 3"]  # uniform: plant?, which target, how many
-    size: Float[Tensor, "b l 3"]  # uniform: size class, value; the third is normal
+    size: Float[Tensor, "b l 2"]  # uniform: size class, quantile
     rank: Float[Tensor, "b l k"]  # uniform: which host voxels to try as centers
     jitter: Float[Tensor, "b l 3"]  # uniform: the center's place inside its voxel
     shape: ShapeDraw
@@ -57,7 +58,7 @@ def draw(batch_size: int, lesions: int, candidates: int, rng: torch.Generator) -
 def _draw_sample(lesions: int, candidates: int, rng: torch.Generator) -> Draw:
     return Draw(
         decide=torch.rand(3, generator=rng),
-        size=torch.cat([torch.rand(lesions, 2, generator=rng), torch.randn(lesions, 1, generator=rng)], dim=1),
+        size=torch.rand(lesions, 2, generator=rng),
         rank=torch.rand(lesions, candidates, generator=rng),
         jitter=torch.rand(lesions, 3, generator=rng),
         shape=shapes.draw_shape((lesions,), rng),
@@ -67,18 +68,22 @@ def _draw_sample(lesions: int, candidates: int, rng: torch.Generator) -> Draw:
     )
 
 
-def diameter_mm(prior: Prior, size: Float[Tensor, "3"]) -> float:
+def diameter_mm(prior: Prior, size: Float[Tensor, "2"]) -> float:
     """Turn a size draw into an equivalent diameter in mm."""
     weights = torch.tensor([c.weight for c in prior.sizes]).cumsum(0)
     pick = int((size[0] * weights[-1] >= weights).sum().clamp_max(len(prior.sizes) - 1))
-    return _from_class(prior.sizes[pick], float(size[1]), float(size[2]))
+    return _from_class(prior.sizes[pick], float(size[1]))
 
 
-def _from_class(size: SizeClass, uniform: float, normal: float) -> float:
+def _from_class(size: SizeClass, uniform: float) -> float:
+    """Read the quantile of the class's distribution, cut at its bounds."""
     low, high = math.log(size.min_mm), math.log(size.max_mm)
     if size.distribution == "log_uniform":
         return math.exp(low + uniform * (high - low))
-    return math.exp(min(max(size.ln_mm_mean + size.ln_mm_sd * normal, low), high))
+    normal = NormalDist(size.ln_mm_mean, max(size.ln_mm_sd, 1e-6))
+    below, above = normal.cdf(low), normal.cdf(high)
+    quantile = min(max(below + uniform * (above - below), 1e-9), 1 - 1e-9)
+    return math.exp(min(max(normal.inv_cdf(quantile), low), high))
 
 
 def plan_sample(section: Section, spacing_mm: Spacing, draw: Draw, index: int) -> list[list[Blueprint]]:

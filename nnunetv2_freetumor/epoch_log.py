@@ -9,7 +9,7 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from torch import Tensor
 from torch import distributed as dist
 
-from nnunetv2_freetumor.plan import SIZE_NAMES, Section, SizeClass
+from nnunetv2_freetumor.plan import SIZE_NAMES
 from nnunetv2_freetumor.synthesis import COUNTS
 
 KEY = "freetumor/"  # in front of every count's name in nnU-Net's logger
@@ -56,19 +56,6 @@ def history(logger: MetaLogger) -> dict[str, list[float]]:
     return {name: logger.get_value(KEY + name, step=None) for name in COUNTS}
 
 
-def section_lines(section: Section, source: str) -> list[str]:
-    """Say what was chosen, for nnU-Net's log (P7)."""
-    lines = [f"FreeTumor: section from {source}; generator {section.generator}, seed {section.seed}."]
-    for target in section.targets:
-        host = f"labels {list(target.host_labels)}" if target.host_hu is None else f"{target.host_hu} HU"
-        sizes = "; ".join(_size(size) for size in target.prior.sizes)
-        lines.append(
-            f"FreeTumor: '{target.name}' plants label {target.tumor_label} into {host}, prior '{target.prior.name}' "
-            f"({target.source}), diameters {sizes}."
-        )
-    return lines
-
-
 def epoch_lines(counts: Counts) -> list[str]:
     """Report an epoch for nnU-Net's log."""
     sizes = ", ".join(f"{name}: {counts[name]:.0f}" for name in SIZE_NAMES)
@@ -80,32 +67,24 @@ def epoch_lines(counts: Counts) -> list[str]:
     ]
 
 
-def warnings(counts: Counts, plans_name: str, dataset_name: str) -> list[str]:
+def warnings(counts: Counts, repair_commands: str) -> list[str]:
     """Warn of an epoch that planted into too few samples, or whose lesions the clip window hides."""
     eligible_share = counts["eligible"] / counts["samples"]
     texts = []
     if eligible_share < LEAST_ELIGIBLE_SHARE:
         texts.append(
-            f"WARNING: FreeTumor: only {100 * eligible_share:.0f} % of the samples are eligible (show the "
-            "host), fewer than 20 %: few tumors are planted. A trainer with a larger oversample_foreground_percent, or "
-            "a larger patch, shows the host more often."
+            f"WARNING: FreeTumor: only {100 * eligible_share:.0f} % of the samples are eligible (show the host), fewer "
+            "than 20 %: few tumors are planted. A trainer with a larger oversample_foreground_percent, or a larger "
+            "patch, shows the host more often."
         )
     if _saturated_share(counts) > MOST_SATURATED_SHARE:
         texts.append(
             f"WARNING: FreeTumor: {100 * _saturated_share(counts):.0f} % of the lesion voxels are saturated, more than "
-            "5 %: nnU-Net's clip window, set by percentile_00_5 and percentile_99_5 of "
-            f"foreground_intensity_properties_per_channel in {plans_name}.json, cuts tumors off, at prediction too. Widen"
-            f" it before preprocessing: nnUNetv2_plan_experiment -d {dataset_name}, nnUNetv2_freetumor plan -d "
-            f"{dataset_name} -p {plans_name}, nnUNetv2_preprocess -d {dataset_name} -plans_name {plans_name}; then "
-            "train anew."
+            "5 %: nnU-Net's clip window cuts these tumors off, in training and at prediction. Widen it, preprocess "
+            f"anew, and start this training again:\n{repair_commands}"
         )
     return texts
 
 
 def _saturated_share(counts: Counts) -> float:
     return counts["saturated_voxels"] / max(counts["lesion_voxels"], 1.0)
-
-
-def _size(size: SizeClass) -> str:
-    return f"{size.distribution} {size.min_mm:g}-{size.max_mm:g} mm (weight {size.weight:g})"
-

@@ -21,7 +21,7 @@ from torch import Tensor
 from nnunetv2_freetumor.cases import replacing
 from nnunetv2_freetumor.intensity import Intensity
 from nnunetv2_freetumor.plan import SIZE_NAMES
-from nnunetv2_freetumor.planted import Place, measure_planted
+from nnunetv2_freetumor.planted import BeforeAfter, Place, measure_planted
 from nnunetv2_freetumor.synthesis import Lesion
 
 ANATOMICAL_PLANES = ("axial", "coronal", "sagittal")
@@ -35,6 +35,7 @@ MOST_ROWS = 8
 PANEL, GAP, CAPTION, TITLE = 1.75, 0.04, 0.28, 0.32  # inches
 BACKGROUND, TEXT, OUTLINE = "#101010", "#e8e8e8", "#ffb000"
 HALO = [Stroke(linewidth=2, foreground=BACKGROUND), Normal()]  # keeps letters legible on bright tissue
+BAR_HALO = [Stroke(linewidth=4, foreground=BACKGROUND), Normal()]
 SIZE_COLORS = ("#56b4e9", "#009e73", "#e69f00", "#cc79a7")
 
 
@@ -54,7 +55,7 @@ class Picture(NamedTuple):
     def upright(self, direction: Sequence[float], transpose_forward: Sequence[int] = (0, 1, 2)) -> "Picture":
         """Turn the arrays to superior, posterior and left as their axes' directions, and name the planes.
 
-        `direction` is SimpleITK's; `transpose_forward` the plans' (array axis i is axis `transpose_forward[i]` of z y x).
+        `direction` is SimpleITK's; the plans' `transpose_forward` names the axis of (z y x) behind each array axis.
         """
         columns = [2 - axis for axis in transpose_forward]
         axes_in_patient = np.reshape(direction, (3, 3))[::-1, columns]  # rows superior, posterior, left
@@ -96,28 +97,20 @@ def lesion_sheet(pictures: Sequence[Picture], path: str | Path, title: str = "")
     _save(figure, path)
 
 
-def pictures_of(
-    before_hu: np.ndarray,
-    after_hu: np.ndarray,
-    label_before: np.ndarray,
-    label_after: np.ndarray,
-    places: Sequence[Place],
-    spacing_mm: Sequence[float],
-) -> list[Picture]:
+def pictures_of(change: BeforeAfter, places: Sequence[Place], spacing_mm: Sequence[float]) -> list[Picture]:
     """Measure the lesions planted into one volume and make a picture of each."""
-    measured = measure_planted(before_hu, after_hu, label_before, label_after, places, spacing_mm)
     return [
         Picture(
-            before_hu=before_hu,
-            after_hu=after_hu,
-            mask=label_after != label_before,
+            before_hu=change.before_hu,
+            after_hu=change.after_hu,
+            mask=change.mask,
             center=lesion.center,
             spacing_mm=tuple(spacing_mm),
             diameter_mm=lesion.diameter_mm,
             host_hu=lesion.host_hu,
             caption=f"{lesion.name}   {lesion.diameter_mm:.1f} mm   {lesion.contrast_hu:+.0f} HU",
         )
-        for lesion in measured
+        for lesion in measure_planted(change, places, spacing_mm)
     ]
 
 
@@ -134,14 +127,14 @@ def batch_preview(
     """Draw what was planted into a batch: images in z-scores, axes as nnU-Net loads them."""
     pictures = []
     for sample in sorted({lesion.sample for lesion in lesions}):
-        images = [intensity.to_hu(image[sample, 0].float()).cpu().numpy() for image in (before, after)]
-        labels = [label[sample, 0].cpu().numpy() for label in (label_before, label_after)]
+        images = (intensity.to_hu(image[sample, 0].float()).cpu().numpy() for image in (before, after))
+        labels = (label[sample, 0].cpu().numpy() for label in (label_before, label_after))
         places = [
             Place(lesion.center, lesion.diameter_mm, f"sample {sample + 1}")
             for lesion in lesions
             if lesion.sample == sample and lesion.change.kept
         ]
-        pictures += pictures_of(*images, *labels, places=places, spacing_mm=spacing_mm)
+        pictures += pictures_of(BeforeAfter(*images, *labels), places, spacing_mm)
     lesion_sheet(pictures[:MOST_ROWS], path, "Planted into the first batch that got a lesion")
 
 
@@ -216,7 +209,7 @@ def _scale_bar(axes: Axes, half_mm: float) -> None:
     length_mm = 20 if half_mm < 60 else 50
     left, level = 0.05, 0.06
     right = left + length_mm / (2 * half_mm)
-    axes.plot([left, right], [level, level], color=TEXT, linewidth=2, transform=axes.transAxes, path_effects=HALO)
+    axes.plot([left, right], [level, level], color=TEXT, linewidth=2, transform=axes.transAxes, path_effects=BAR_HALO)
     _write(axes, right + 0.03, level, f"{length_mm} mm")
 
 

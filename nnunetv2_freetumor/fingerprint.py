@@ -15,7 +15,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
-from nnunetv2_freetumor.cases import write_json
+from nnunetv2_freetumor.cases import check_finite, write_json
 from nnunetv2_freetumor.measurement import CaseMeasurement, Host, Tumor, measure_case
 from nnunetv2_freetumor.plan import Target, to_json
 from nnunetv2_freetumor.roles import read_labels
@@ -85,7 +85,7 @@ def _summarize_target(cases: list[CaseMeasurement], labels: dict[str, Any], targ
         "cases_with_tumor": sum(count > 0 for count in per_case),
         "tumors": len(tumors),
         "tumors_per_case": _describe(per_case),
-        "host": {f"{name}": _describe(getattr(host, name) for host in hosts) for name in Host._fields},
+        "host": {name: _describe(getattr(host, name) for host in hosts) for name in Host._fields},
         "ln_diameter": _describe(np.log([tumor.diameter_mm for tumor in tumors])),
         **{name: _describe(getattr(tumor, name) for tumor in tumors) for name in Tumor._fields},
     }
@@ -105,7 +105,7 @@ def _host_is_absent(labels: dict[str, Any], target: Target, count: int) -> str:
     )
 
 
-def _describe(values: Iterable[float | None]) -> dict[str, float] | None:
+def _describe(values: Iterable[Any]) -> dict[str, Any] | None:
     """Describe the numbers that could be measured."""
     known = np.array([value for value in values if value is not None], dtype=np.float64)
     if not known.size:
@@ -140,22 +140,22 @@ def _stamp(cases: list[CaseFiles], targets: tuple[Target, ...]) -> str:
 
 def _measure_all(cases: list[CaseFiles], targets: tuple[Target, ...], num_processes: int) -> list[Notes]:
     workers = min(num_processes, len(cases))
-    progress = tqdm(total=len(cases), desc="Measuring real tumors")
-    if workers == 1:
-        return [_advance(progress, _measure_files(case, targets)) for case in cases]
-    context = multiprocessing.get_context("spawn")
-    with progress, ProcessPoolExecutor(workers, mp_context=context) as pool:
-        running = [pool.submit(_measure_files, case, targets) for case in cases]
-        for job in running:
-            job.add_done_callback(lambda _: progress.update())
-        try:
-            return [job.result() for job in running]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with tqdm(total=len(cases), desc="Measuring real tumors") as progress:
+        if workers == 1:
+            return [_measure_and_tell(case, targets, progress) for case in cases]
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            running = [pool.submit(_measure_files, case, targets) for case in cases]
+            for job in running:
+                job.add_done_callback(lambda _: progress.update())
+            try:
+                return [job.result() for job in running]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
-def _advance(progress: tqdm, notes: Notes) -> Notes:
+def _measure_and_tell(case: CaseFiles, targets: tuple[Target, ...], progress: tqdm) -> Notes:
+    notes = _measure_files(case, targets)
     progress.update()
     return notes
 
@@ -165,11 +165,7 @@ def _measure_files(case: CaseFiles, targets: tuple[Target, ...]) -> Notes:
     image, image_properties = _read(reader.read_images, case.images, case.images[0])
     label, label_properties = _read(reader.read_seg, case.label, case.label)
     _check_grid(case, image, label, image_properties["spacing"], label_properties["spacing"])
-    if not np.isfinite(image).all():
-        raise ValueError(
-            f"{case.images[0]} holds {int((~np.isfinite(image)).sum())} NaN or infinite voxels. Every voxel needs a "
-            "number: replace them, in CT for example by -1024 (air), and preprocess again."
-        )
+    check_finite(image, Path(case.images[0]))
     z_mm, y_mm, x_mm = map(float, image_properties["spacing"])
     return Notes(
         measure_case(image[0], np.round(label[0]).astype(np.int16), (z_mm, y_mm, x_mm), targets),
@@ -205,5 +201,5 @@ def _compare_places(case: CaseFiles, image: dict[str, Any], label: dict[str, Any
     return None
 
 
-def _show(values: Iterable[float]) -> str:
+def _show(values: Iterable[Any]) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional
 
 from nnunetv2_freetumor.plan import Texture
 from nnunetv2_freetumor.volume import (
@@ -25,7 +26,9 @@ STRUCTURE_MM = 1.2  # what is smoother than this is anatomy, what is finer is th
 TREND_MM = 8.0
 TAIL_MM = 3.0  # how far outside its surface a lesion may change the host
 NECROSIS_FROM_MM = 15.0
-_NOISE_LIMIT = 3.0  # the kept noise is cut at this many standard deviations, so that vessel walls do not pass as noise
+_NOISE_LIMIT = 3.0
+_VESSEL_SPREADS = 4.0  # of the plain host, whose spread is cut at 1.5: about three standard deviations
+_BORROW_MM = 6.0
 
 Volume = Float[Tensor, "x y z"]
 
@@ -64,7 +67,7 @@ class Background(NamedTuple):
 
     structure: Volume  # anatomy at 1.2 mm
     trend: Volume  # the organ without vessels at 8 mm
-    noise: Volume  # what is finer than 1.2 mm, cut at three standard deviations
+    noise: Volume  # what is finer than 1.2 mm
     host_hu: Float[Tensor, ""]
 
 
@@ -82,11 +85,27 @@ def analyze(region: Region) -> Background:
         spread = masked_mean((inner - middle).square(), plain).sqrt()
         plain = host * ((inner - middle).abs() <= 1.5 * spread + 1.0)
     trend = masked_blur(inner, plain, TREND_MM, region.spacing_mm, masked_mean(inner, plain))
+    vessel = region.host & ((inner - trend).abs() > _VESSEL_SPREADS * spread + 1.0)
+    return Background(structure, trend, _noise(region, structure, plain, vessel), masked_mean(inner, plain))
+
+
+def _noise(region: Region, structure: Volume, plain: Volume, vessel: Bool[Tensor, "x y z"]) -> Volume:
+    """Give the scanner's noise, cut at three standard deviations; at vessels it is borrowed from a few mm away.
+
+    A vessel's own fine structure is anatomy: left in place, it would shine through the tumor.
+    """
     noise = region.hu - structure
     size = masked_mean(noise.abs(), plain)
-    size = 1.25 * masked_mean(noise.abs(), plain * (noise.abs() < 2.5 * size))
-    limit = _NOISE_LIMIT * size
-    return Background(structure, trend, torch.maximum(torch.minimum(noise, limit), -limit), masked_mean(inner, plain))
+    limit = _NOISE_LIMIT * 1.25 * masked_mean(noise.abs(), plain * (noise.abs() < 2.5 * size))
+    noise = torch.maximum(torch.minimum(noise, limit), -limit)
+    vessel = functional.max_pool3d(vessel.float()[None, None], 3, stride=1, padding=1)[0, 0] > 0
+    usable, missing = region.host & ~vessel, vessel
+    for axis, step in enumerate(region.spacing_mm):
+        for shift in (round(_BORROW_MM / step), -round(_BORROW_MM / step)):
+            fits = missing & usable.roll(shift, axis)
+            noise = torch.where(fits, noise.roll(shift, axis), noise)
+            missing = missing & ~fits
+    return torch.where(missing, 0.0, noise)
 
 
 def texture_contrast(region: Region, texture: Texture, look: Look) -> Volume:
@@ -98,7 +117,7 @@ def texture_contrast(region: Region, texture: Texture, look: Look) -> Volume:
     variety = heterogeneity(region, texture, look)
     inside = behind.trend + drop + variety.sum(0) + _necrosis(region, texture, look, core, variety[1])
     solid = inside + behind.noise - region.hu
-    glass = _glass(behind, core, variety[1], texture, look)
+    glass = _glass(region, behind, core, variety[1], texture, look)
     profile = _profile(region, texture, 0.0)
     rim = _rim(region, texture, look, profile, drop)
     kind, share = look.uniform[3], texture.ground_glass_share
@@ -156,12 +175,15 @@ def _necrosis(region: Region, texture: Texture, look: Look, core: Float[Tensor, 
     return border * (10.0 + 15.0 * look.uniform[6] - core).clamp_max(0)
 
 
-def _glass(behind: Background, core: Float[Tensor, ""], coarse: Volume, texture: Texture, look: Look) -> Volume:
+def _glass(
+    region: Region, behind: Background, core: Float[Tensor, ""], coarse: Volume, texture: Texture, look: Look
+) -> Volume:
     """Fill a share of each voxel with soft tissue: vessels stay visible, and nothing exceeds the solid core."""
     low, high = texture.opacity
     opacity = low + look.uniform[4] * (high - low)
     patchy = (1 + 0.25 * coarse / max(texture.coarse_hu, 1e-3)).clamp(0.3, 1.7)
-    return (opacity * patchy).clamp(0, 0.95) * (core - behind.structure).clamp_min(0)
+    filled = (opacity * patchy).clamp(0, 0.95) * (core - behind.structure)
+    return torch.minimum(filled, core - region.hu).clamp_min(0)
 
 
 def support(region: Region) -> Bool[Tensor, "x y z"]:

@@ -55,10 +55,10 @@ def _grow_compact(habitat: NDArray[np.bool_], cells: int, rng: np.random.Generat
     alive *= habitat
     for _ in range(8 * size):
         crowd = ndimage.uniform_filter(alive, 3, mode="constant")
-        chance = np.minimum(1.6 * crowd, 1.0) ** 1.5 * consent * 0.6
-        born = (crowd > 0) & (alive == 0) & (rng.random(alive.shape, dtype=np.float32) < chance)
-        alive[born] = 1
-        if alive.sum() >= cells or not born.any():
+        chance = np.minimum(1.6 * crowd, 1.0) ** 1.5 * consent * 0.8
+        free = (crowd > 0) & (alive == 0) & habitat
+        alive[free & (rng.random(alive.shape, dtype=np.float32) < chance)] = 1
+        if alive.sum() >= cells or not free.any():
             break
     return alive > 0
 

@@ -1,7 +1,7 @@
 """Keep nnU-Net's pseudo Dice meaningful where a label exists in dataset.json but in no case.
 
-Stock nnU-Net reports NaN for such a label until one false positive makes it 0, so that `checkpoint_best` prefers networks
-that never predict it; and one epoch in which every label is NaN freezes the moving average for good.
+Stock nnU-Net reports NaN for such a label until one false positive makes it 0, so that `checkpoint_best` prefers
+networks that never predict it; and one epoch in which every label is NaN freezes the moving average for good.
 """
 
 import math
@@ -47,8 +47,8 @@ def leave_out(val_outputs: list[dict[str, Any]], columns: list[int]) -> list[dic
     return [output | {name: np.where(kept, output[name], 0) for name in emptied} for output in val_outputs]
 
 
-def mend_moving_average(log: dict[str, list[float]]) -> None:
-    """Carry the moving average over an epoch in which no label could be measured, starting from 0."""
+def mend_moving_average(log: dict[str, list]) -> None:
+    """Carry nnU-Net's moving average over an epoch in which no label could be measured, starting from 0."""
     average = log["ema_fg_dice"]
     if math.isnan(average[-1]):
         average[-1] = average[-2] if len(average) > 1 else 0.0

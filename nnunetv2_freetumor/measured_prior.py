@@ -4,10 +4,17 @@ import dataclasses
 from typing import Any
 
 from nnunetv2_freetumor.measurement import WIDTH_10_90
-from nnunetv2_freetumor.plan import Shape, SizeClass, Target, Texture
+from nnunetv2_freetumor.plan import Prior, Shape, SizeClass, Target, Texture
 
 MIN_TUMORS = 10  # fewer say too little: the bundled prior's numbers stay
-_SURFACE_LOGIT = 0.25  # a rough surface lowers measured axis ratios by about this; draws start that much higher
+# Mean and standard deviation of the masks' logits that each bundled shape was fitted to (tumor_shapes.csv). Drawn and
+# measured ratios differ, because a rough surface with lobes is longer and flatter than its ellipsoid.
+_FITTED_TO = {
+    "liver": {"elongation_logit": (1.32, 0.88), "flatness_logit": (1.41, 0.93)},
+    "pancreas": {"elongation_logit": (1.39, 0.88), "flatness_logit": (1.58, 0.76)},
+    "kidney": {"elongation_logit": (1.81, 0.89), "flatness_logit": (2.07, 0.84)},
+    "lung": {"elongation_logit": (1.47, 0.81), "flatness_logit": (1.56, 0.84)},
+}
 _SD_PER_P95 = 1.645  # the 95th percentile of a normal distribution lies this many standard deviations above its mean
 
 Measured = dict[str, Any]  # one target's summary in the fingerprint
@@ -20,7 +27,7 @@ def with_measurements(target: Target, measured: Measured, cases: int) -> Target:
         source = f"prior {prior.name}: only {count} real tumors in {cases} training cases, {MIN_TUMORS} are needed"
         return dataclasses.replace(target, source=source)
     sizes = (_measured_size(measured, prior.sizes[0]), *prior.sizes[1:])
-    shape, of_shape = _measured_shape(measured, prior.shape)
+    shape, of_shape = _measured_shape(measured, prior)
     texture, of_texture = _measured_texture(measured, prior.texture)
     source = (
         f"{', '.join(['sizes', *of_shape, *of_texture])} measured on {count} tumors in "
@@ -42,15 +49,19 @@ def _measured_size(measured: Measured, size: SizeClass) -> SizeClass:
     )
 
 
-def _measured_shape(measured: Measured, shape: Shape) -> tuple[Shape, list[str]]:
-    """Replace the axis ratios, but for patchy lesions, which are no ellipsoids."""
-    if shape.kind == "patchy":
-        return shape, []
+def _measured_shape(measured: Measured, prior: Prior) -> tuple[Shape, list[str]]:
+    """Move the axis ratios by what these tumors differ from the masks that the prior was fitted to."""
+    if prior.name not in _FITTED_TO:  # patchy lesions are no ellipsoids
+        return prior.shape, []
     elongation, flatness = (
-        (round(measured[name]["mean"] + _SURFACE_LOGIT, 3), measured[name]["sd"])
-        for name in ("elongation_logit", "flatness_logit")
+        (
+            round(drawn[0] + measured[name]["mean"] - fitted[0], 3),
+            round(drawn[1] * min(max(measured[name]["sd"] / fitted[1], 0.5), 2.0), 3),
+        )
+        for name, fitted in _FITTED_TO[prior.name].items()
+        for drawn in [getattr(prior.shape, name)]
     )
-    return dataclasses.replace(shape, elongation_logit=elongation, flatness_logit=flatness), ["axis ratios"]
+    return dataclasses.replace(prior.shape, elongation_logit=elongation, flatness_logit=flatness), ["axis ratios"]
 
 
 def _measured_texture(measured: Measured, texture: Texture) -> tuple[Texture, list[str]]:

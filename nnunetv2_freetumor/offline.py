@@ -99,7 +99,7 @@ def _target(prior: Prior, hosts: tuple[int, ...], tumor: int) -> Target:
     if not hosts and prior.name not in LUNG_PRIORS:
         raise ValueError(f"--host is missing: with the prior '{prior.name}', give the label of the organ, as --host 1.")
     if tumor <= 0 or tumor in hosts:
-        raise ValueError(f"--tumor must be a label above 0 other than --host {hosts}, but it is {tumor}.")
+        raise ValueError(f"--tumor must be a label above 0 and none of --host {list(hosts)}, but it is {tumor}.")
     return Target(
         name=prior.name,
         tumor_label=tumor,

@@ -13,7 +13,7 @@ from scipy import ndimage
 from nnunetv2_freetumor import grown_tumors, phantom_vessels
 from nnunetv2_freetumor.phantom_anatomy import ORGANS, PHASES, Body, paint_bones, paint_chest, paint_trunk, tissue_hu
 from nnunetv2_freetumor.phantom_organs import paint_abdomen
-from nnunetv2_freetumor.phantom_scene import Grid, Scene, random_warp
+from nnunetv2_freetumor.phantom_scene import Grid, Point, Scene, random_warp
 
 THIN = 3  # layers rendered for each CT slice
 EXTENT_MM = (215.0, 265.0, 345.0)  # of the scan (z, y, x)
@@ -130,12 +130,12 @@ class TreePlan(NamedTuple):
     """One vessel tree: where it enters the organ (model mm x, y, z), how many ends, their radius, and what it holds."""
 
     organ: str
-    root: tuple[float, float, float]
+    root: Point
     ends: int
     tip_mm: float
     blood: str
-    low: tuple[float, float, float]  # corners of the box in which it grows
-    high: tuple[float, float, float]
+    low: Point  # corners of the box in which it grows
+    high: Point
 
 
 TREES = (
@@ -172,7 +172,7 @@ def _grow(
     rng: np.random.Generator,
 ) -> None:
     """Grow one tumor on a grid of its own and put it into the scene."""
-    cell_mm = max(0.8, seed.diameter_mm / 44)
+    cell_mm = max(0.8, seed.diameter_mm / 38)
     size = int(2.0 * seed.diameter_mm / cell_mm) // 2 * 2 + 9
     low = seed.place_mm - size // 2 * cell_mm
     spacing, origin = np.asarray(scene.grid.spacing_mm), np.asarray(scene.grid.origin_mm)

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import ndimage
 
 from nnunetv2_freetumor.phantom_anatomy import ORGANS, Body
-from nnunetv2_freetumor.phantom_scene import Point, ellipse, ellipsoid, join, meet, tube
+from nnunetv2_freetumor.phantom_scene import Number, Point, ellipse, ellipsoid, join, meet, tube
 
 
 def paint_abdomen(body: Body) -> None:
@@ -70,7 +70,7 @@ def _loop(rng: np.random.Generator) -> list[Point]:
 
 
 def _paint_gut(
-    body: Body, points: list[Point], radii: list[float], wall_mm: float, gas_share: float, feces=False
+    body: Body, points: list[Point], radii: list[Number], wall_mm: float, gas_share: float, feces: bool = False
 ) -> None:
     scene, rng = body.scene, body.rng
     window, outer = tube(scene, points, radii)
@@ -147,7 +147,7 @@ def _paint_pancreas(body: Body) -> None:
     scene.paint(duct.window, duct.distance, 10.0)
 
 
-GREAT_VESSELS: tuple[tuple[str, list[Point], list[float]], ...] = (
+GREAT_VESSELS: tuple[tuple[str, list[Point], list[Number]], ...] = (
     ("vena_cava", [(-22, 16, -140), (-22, 18, -40), (-24, 16, 20), (-24, 14, 66), (-14, 2, 100)], [11, 11, 11, 12, 13]),
     ("vena_cava", [(-22, 18, -44), (-44, 28, -48)], [5.5, 4]),
     ("vena_cava", [(-20, 8, -34), (6, 2, -32), (28, 18, -32), (48, 32, -33)], [5, 4, 5, 4]),

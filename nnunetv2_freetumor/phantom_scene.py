@@ -14,7 +14,9 @@ from scipy import interpolate, ndimage
 
 EVERYWHERE = (slice(None), slice(None), slice(None))
 Window = tuple[slice, slice, slice]
-Point = tuple[float, float, float]
+Number = int | float
+Point = tuple[Number, Number, Number]
+Pair = tuple[Number, Number]
 
 
 class Grid(NamedTuple):
@@ -106,13 +108,13 @@ def ellipsoid(x: NDArray, y: NDArray, z: NDArray, center: Point, radii: Point) -
     return k * (k - 1) / np.maximum(slope, 1e-6)
 
 
-def ellipse(x: NDArray, y: NDArray, center: tuple[float, float], radii: tuple[float, float]) -> NDArray:
+def ellipse(x: NDArray, y: NDArray, center: Pair, radii: Pair) -> NDArray:
     """Give the distance to a column of elliptic section along z; right for nearly round columns."""
     p, q = (x - np.float32(center[0])) / np.float32(radii[0]), (y - np.float32(center[1])) / np.float32(radii[1])
     return (np.sqrt(p * p + q * q) - 1) * np.float32(min(radii))
 
 
-def capsule(x: NDArray, y: NDArray, z: NDArray, a: Point, b: Point, radii: tuple[float, float]) -> NDArray:
+def capsule(x: NDArray, y: NDArray, z: NDArray, a: Point, b: Point, radii: Pair) -> NDArray:
     """Give the distance to a rounded segment from a to b whose radius changes from one end to the other."""
     axis = np.subtract(b, a).astype(np.float32)
     t = sum((p - np.float32(q)) * d for p, q, d in zip((x, y, z), a, axis)) / np.float32(max(axis @ axis, 1e-6))
@@ -121,13 +123,13 @@ def capsule(x: NDArray, y: NDArray, z: NDArray, a: Point, b: Point, radii: tuple
     return np.sqrt(square) - (np.float32(radii[0]) + t * np.float32(radii[1] - radii[0]))
 
 
-def join(a: NDArray, b: NDArray, round_mm: float) -> NDArray:
+def join(a: NDArray, b: NDArray, round_mm: Number) -> NDArray:
     """Unite two bodies with a rounded seam."""
     h = np.maximum(np.float32(round_mm) - np.abs(a - b), 0.0)
     return np.minimum(a, b) - h * h / np.float32(4 * round_mm)
 
 
-def meet(a: NDArray, b: NDArray, round_mm: float) -> NDArray:
+def meet(a: NDArray, b: NDArray, round_mm: Number) -> NDArray:
     """Intersect two bodies with a rounded edge."""
     return -join(-a, -b, round_mm)
 
@@ -139,7 +141,7 @@ class Tube(NamedTuple):
     distance: NDArray
 
 
-def tube(scene: Scene, points: NDArray | list[Point], radii: NDArray | list[float], step_mm: float = 9.0) -> Tube:
+def tube(scene: Scene, points: NDArray | list, radii: NDArray | list, step_mm: float = 9.0) -> Tube:
     """Give the distance to a tube that runs smoothly through model points (x, y, z) with the radii there."""
     path, width = curve(np.asarray(points, dtype=float), np.asarray(radii, dtype=float), step_mm)
     reach = float(width.max())

@@ -51,15 +51,15 @@ class Shape:
     """How lesion surfaces are drawn; see `shapes.py` for the formula."""
 
     kind: Literal["blob", "patchy"] = "blob"
-    elongation_logit: tuple[float, float] = (2.2, 0.8)  # axis2/axis1 = sigmoid(N(mean, sd))
-    flatness_logit: tuple[float, float] = (2.2, 0.7)  # axis3/axis2 = sigmoid(N(mean, sd))
-    roughness: tuple[float, float] = (0.12, 0.30)  # median amplitude at the two diameters below
+    elongation_logit: tuple[float, float] = (2.0, 0.9)  # axis2/axis1 = sigmoid(N(mean, sd))
+    flatness_logit: tuple[float, float] = (1.8, 0.78)  # axis3/axis2 = sigmoid(N(mean, sd))
+    roughness: tuple[float, float] = (0.25, 0.24)  # median amplitude at the two diameters below
     roughness_at_mm: tuple[float, float] = (8.0, 60.0)
-    roughness_ln_sd: float = 0.45
-    coarse_cells: int = 5
-    fine_cells: int = 13
-    fine_share: float = 0.25  # amplitude of the fine octave relative to the coarse one
-    lobe_odds: tuple[float, float] = (0.3, 0.7)  # chance of one more lobe, as odds, drawn uniformly
+    roughness_ln_sd: float = 0.4
+    coarse_cells: int = 4
+    fine_cells: int = 6
+    fine_share: float = 0.6  # amplitude of the fine octave relative to the coarse one
+    lobe_odds: tuple[float, float] = (0.24, 0.57)  # chance of one more lobe, as odds, drawn uniformly
 
     def __post_init__(self) -> None:
         _check_not_negative(self, "roughness_ln_sd", "fine_share")
@@ -76,7 +76,7 @@ class Texture:
     """What a lesion looks like. core = host - k (host - 20 HU), so that contrast follows the enhancement phase."""
 
     k_mean: float = 0.55
-    k_sd: float = 0.10
+    k_sd: float = 0.15
     min_core_hu: float = -1000.0
     edge_depth_mm: float = 1.8  # half-contrast depth inside the mask, at most
     edge_depth_per_radius: float = 0.25  # and at most this share of the radius

@@ -27,7 +27,7 @@ def plan_command(dataset: str, plans_name: str = "nnUNetPlans", widen: bool = Fa
         ValueError: no dataset, no plans, unsupported data, ambiguous labels, bad voxels, or a clip window that hides
             tumors although the data are already preprocessed; the text says what to do.
     """
-    folder, plans, dataset_json = _load(dataset, plans_name)
+    folder, plans, dataset_json = load_plans(dataset, plans_name)
     _check_any_configuration(plans, dataset_json)
     section = derive_section(plans, dataset_json)
     problem = clip_window.window_problem(section, plans)
@@ -62,6 +62,8 @@ def section_for_training(plans: dict[str, Any], dataset_json: dict[str, Any]) ->
         check_origin(section, plans, dataset_json)
     else:
         section = derive_section(plans, dataset_json)
+    if not section.fingerprint:
+        print("Warning: the freetumor section holds no fingerprint, so the clip window cannot be checked.", flush=True)
     done = clip_window.preprocessed_configurations(plans, folder)
     if problem := clip_window.window_problem(section, plans):
         commands = clip_window.repair_commands(plans, done)
@@ -113,17 +115,17 @@ def check_configuration(plans: dict[str, Any], name: str, dataset_json: dict[str
     configuration = PlansManager(plans).get_configuration(name)
     channels = dataset_json.get("channel_names") or dataset_json["modality"]
     schemes = configuration.normalization_schemes
-    if len(configuration.patch_size) == 2:
-        problem = f"configuration '{name}' is 2d, and tumors are planted in 3d: train '3d_fullres' or '3d_lowres'"
-    elif configuration.previous_stage_name is not None:
-        problem = f"configuration '{name}' is a stage of a cascade: train '3d_fullres' or '3d_lowres'"
-    elif len(channels) > 1:
+    if len(channels) > 1:
         problem = f"the dataset has {len(channels)} input channels ({', '.join(channels.values())}): use one CT channel"
     elif schemes[0] != "CTNormalization":
         problem = (
             f"'{name}' normalizes by {schemes[0]}, and tumors are planted in HU: for CT images name the channel 'CT' "
             "in dataset.json and plan anew; other modalities are not supported"
         )
+    elif len(configuration.patch_size) == 2:
+        problem = f"configuration '{name}' is 2d, and tumors are planted in 3d: train '3d_fullres' or '3d_lowres'"
+    elif configuration.previous_stage_name is not None:
+        problem = f"configuration '{name}' is a stage of a cascade: train '3d_fullres' or '3d_lowres'"
     else:
         return
     raise ValueError(f"FreeTumor cannot train here: {problem}. nnU-Net's own trainers work as before.")
@@ -131,7 +133,7 @@ def check_configuration(plans: dict[str, Any], name: str, dataset_json: dict[str
 
 def check_dataset(dataset: str, plans_name: str = "nnUNetPlans") -> list[str]:
     """List what would stop training with this dataset, without measuring anything."""
-    folder, plans, dataset_json = _load(dataset, plans_name)
+    folder, plans, dataset_json = load_plans(dataset, plans_name)
     problems = []
     try:
         _check_any_configuration(plans, dataset_json)
@@ -184,7 +186,7 @@ def _check_any_configuration(plans: dict[str, Any], dataset_json: dict[str, Any]
     raise errors[-1]
 
 
-def _load(dataset: str, plans_name: str) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+def load_plans(dataset: str, plans_name: str) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     """Find a dataset by number or name and read its plans and dataset.json."""
     root = _environment_folder("nnUNet_preprocessed")
     try:

@@ -10,6 +10,20 @@ from scipy import ndimage
 NEAR_MM = 10.0  # the host around a lesion that its contrast is measured against
 
 
+class BeforeAfter(NamedTuple):
+    """A volume before and after; all four arrays have one shape."""
+
+    before_hu: np.ndarray
+    after_hu: np.ndarray
+    label_before: np.ndarray
+    label_after: np.ndarray
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Mark the voxels that became lesion."""
+        return self.label_before != self.label_after
+
+
 class Place(NamedTuple):
     """Where a lesion was meant to go, to tell lesions apart; a lesion may consist of several islands."""
 
@@ -21,8 +35,6 @@ class Place(NamedTuple):
 class Planted(NamedTuple):
     """One lesion; `contrast_hu` is its core's median less the host's median at the same place before."""
 
-    mask: np.ndarray  # bool, cut out by `box`
-    box: tuple[slice, ...]
     center: tuple[float, ...]  # voxel index of its centroid
     volume_mm3: float
     contrast_hu: float
@@ -35,22 +47,15 @@ class Planted(NamedTuple):
         return (6 * self.volume_mm3 / math.pi) ** (1 / 3)
 
 
-def measure_planted(
-    before_hu: np.ndarray,
-    after_hu: np.ndarray,
-    label_before: np.ndarray,
-    label_after: np.ndarray,
-    places: Sequence[Place],
-    spacing_mm: Sequence[float],
-) -> list[Planted]:
+def measure_planted(change: BeforeAfter, places: Sequence[Place], spacing_mm: Sequence[float]) -> list[Planted]:
     """Measure each place's share of the voxels whose label changed, in the order of the places.
 
     A changed voxel belongs to the place that is nearest in units of its diameter; a place without any is left out.
     """
-    changed = np.argwhere(label_after != label_before)
+    changed = np.argwhere(change.mask)
     owner = _nearest(changed, places, spacing_mm)
     return [
-        _measure(place.name, changed[owner == index], before_hu, after_hu, label_before, spacing_mm)
+        _measure(change, place.name, changed[owner == index], spacing_mm)
         for index, place in enumerate(places)
         if (owner == index).any()
     ]
@@ -65,23 +70,16 @@ def _nearest(voxels: np.ndarray, places: Sequence[Place], spacing_mm: Sequence[f
     return owner
 
 
-def _measure(
-    name: str,
-    voxels: np.ndarray,
-    before_hu: np.ndarray,
-    after_hu: np.ndarray,
-    label_before: np.ndarray,
-    spacing_mm: Sequence[float],
-) -> Planted:
+def _measure(change: BeforeAfter, name: str, voxels: np.ndarray, spacing_mm: Sequence[float]) -> Planted:
     reach = np.ceil(NEAR_MM / np.asarray(spacing_mm)).astype(int)
     start, stop = np.maximum(voxels.min(0) - reach, 0), voxels.max(0) + reach + 1
-    box = tuple(map(slice, start.tolist(), np.minimum(stop, before_hu.shape).tolist()))
-    mask = np.zeros(before_hu[box].shape, dtype=bool)
+    box = tuple(map(slice, start.tolist(), np.minimum(stop, change.before_hu.shape).tolist()))
+    mask = np.zeros_like(change.before_hu[box], dtype=bool)
     mask[tuple((voxels - start).T)] = True
-    host_hu = float(np.median(before_hu[box][_host(mask, label_before[box])]))
-    core_hu = float(np.median(after_hu[box][_core(mask, spacing_mm)]))
+    host_hu = float(np.median(change.before_hu[box][_host(mask, change.label_before[box])]))
+    core_hu = float(np.median(change.after_hu[box][_core(mask, spacing_mm)]))
     volume_mm3 = len(voxels) * math.prod(spacing_mm)
-    return Planted(mask, box, tuple(voxels.mean(0).tolist()), volume_mm3, core_hu - host_hu, host_hu, name)
+    return Planted(tuple(voxels.mean(0).tolist()), volume_mm3, core_hu - host_hu, host_hu, name)
 
 
 def _core(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:

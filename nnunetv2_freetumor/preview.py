@@ -13,9 +13,9 @@ from tqdm import tqdm
 from nnunetv2_freetumor import intensity, planning
 from nnunetv2_freetumor.cases import check_writable
 from nnunetv2_freetumor.clip_window import preprocess_command
-from nnunetv2_freetumor.figures import Picture, lesion_sheet, pictures_of
+from nnunetv2_freetumor.figures import FIELD_OF_VIEW_MM, Picture, lesion_sheet, pictures_of
 from nnunetv2_freetumor.plan import Section
-from nnunetv2_freetumor.planted import Place
+from nnunetv2_freetumor.planted import BeforeAfter, Place
 from nnunetv2_freetumor.synthesis import Synthesizer
 
 PATCHES_PER_LESION = 12  # to try
@@ -23,8 +23,9 @@ PATCHES_PER_LESION = 12  # to try
 
 class _Patch(NamedTuple):
     case: str
-    image: np.ndarray  # (x y z) z-scores, nnU-Net's axis order
+    image: np.ndarray  # (x y z) z-scores, nnU-Net's axis order: the patch and its surroundings
     label: np.ndarray
+    inner: tuple[slice, ...]  # the patch itself
     direction: tuple[float, ...] | None  # SimpleITK's, where nnU-Net read the case with it
 
 
@@ -44,33 +45,23 @@ def preview_command(
     """
     folder = check_writable(output)
     preprocessed, plans, dataset_json = planning.load_plans(dataset, plans_name)
-    settings = _configuration(plans, configuration)
-    planning.check_configuration(settings, configuration, dataset_json)
-    section = planning.section_for_training(plans, dataset_json)
-    data = _data_folder(preprocessed, settings, plans, configuration)
-    pictures = _pictures(data, settings.patch_size, _always(section), plans, settings.spacing, count, seed)
+    if configuration not in plans["configurations"]:
+        choices = ", ".join(plans["configurations"])
+        raise ValueError(f"{plans_name}.json has no configuration '{configuration}'; choose one of {choices} with -c.")
+    planning.check_configuration(plans, configuration, dataset_json)
+    settings = PlansManager(plans).get_configuration(configuration)
+    data = preprocessed / settings.data_identifier
+    if not (data.is_dir() and any(data.iterdir())):
+        command = preprocess_command(plans, [configuration])
+        raise ValueError(f"{data} holds no preprocessed cases. Make them with\n{command}")
+    section = _always(planning.section_for_training(plans, dataset_json))
+    pictures = _pictures(data, settings, section, plans, count, seed)
     if not pictures:
-        raise ValueError(
-            f"No lesion found a place in any patch of {data}: see 'sizes' and the hosts in the plans file."
-        )
+        raise ValueError(f"No lesion found a place in the cases of {data}. Are their hosts labeled, and large enough?")
     path = folder / f"preview_{plans['dataset_name']}_{configuration}.png"
     lesion_sheet(pictures, path, f"{plans['dataset_name']}, {configuration}, {section.generator}, seed {seed}")
     print(f"Drew {len(pictures)} of {count} lesion(s).")
     print(path)
-
-
-def _configuration(plans: dict[str, Any], name: str) -> ConfigurationManager:
-    if name not in plans["configurations"]:
-        choices = ", ".join(plans["configurations"])
-        raise ValueError(f"{plans['plans_name']}.json has no configuration '{name}'; choose one of {choices} with -c.")
-    return PlansManager(plans).get_configuration(name)
-
-
-def _data_folder(preprocessed: Path, settings: ConfigurationManager, plans: dict[str, Any], name: str) -> Path:
-    data = preprocessed / settings.data_identifier
-    if data.is_dir() and any(data.iterdir()):
-        return data
-    raise ValueError(f"{data} holds no preprocessed cases. Make them with\n{preprocess_command(plans, [name])}")
 
 
 def _always(section: Section) -> Section:
@@ -80,25 +71,18 @@ def _always(section: Section) -> Section:
 
 
 def _pictures(
-    data: Path,
-    patch_size: list[int],
-    section: Section,
-    plans: dict[str, Any],
-    spacing: list[float],
-    count: int,
-    seed: int,
+    data: Path, settings: ConfigurationManager, section: Section, plans: dict[str, Any], count: int, seed: int
 ) -> list[Picture]:
     """Go through the cases in turn, one patch each, until there are enough lesions."""
-    spacing_mm = (float(spacing[0]), float(spacing[1]), float(spacing[2]))
-    window = intensity.from_plans(plans)
-    synthesizer = Synthesizer(section, spacing_mm, window)
+    spacing_mm = (float(settings.spacing[0]), float(settings.spacing[1]), float(settings.spacing[2]))
+    synthesizer = Synthesizer(section, spacing_mm, intensity.from_plans(plans))
     rng, chance = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     cases = infer_dataset_class(str(data))(str(data))
     order = chance.permutation(cases.identifiers)
     pictures: list[Picture] = []
     with tqdm(total=count, desc="planting", unit="lesion", disable=None) as progress:
         for attempt in range(PATCHES_PER_LESION * count):
-            patch = _patch(cases, str(order[attempt % len(order)]), patch_size, section, chance)
+            patch = _patch(cases, str(order[attempt % len(order)]), settings, section, chance)
             found = _plant(patch, synthesizer, rng, plans["transpose_forward"])[: count - len(pictures)]
             pictures += found
             progress.update(len(found))
@@ -107,38 +91,42 @@ def _pictures(
     return pictures
 
 
-def _patch(cases: Any, case: str, patch_size: list[int], section: Section, chance: np.random.Generator) -> _Patch:
+def _patch(cases: Any, case: str, settings: ConfigurationManager, section: Section, chance: Any) -> _Patch:
     """Cut a patch around a random host voxel, or anywhere where no host has a label."""
     image, label, _, properties = cases.load_case(case)
     hosts = {value for target in section.targets for value in target.host_labels}
-    known = [
-        places
-        for key, places in properties["class_locations"].items()
-        if len(places) and hosts & set(np.atleast_1d(key))
-    ]
-    shape = image.shape[1:]
-    center = chance.choice(known[chance.integers(len(known))])[1:] if known else chance.integers(shape)
-    starts = [int(np.clip(c - p // 2, 0, max(n - p, 0))) for c, p, n in zip(center, patch_size, shape)]
-    box = (0, *(slice(start, start + size) for start, size in zip(starts, patch_size)))
+    found = [at for key, at in properties["class_locations"].items() if len(at) and hosts & set(np.atleast_1d(key))]
+    shape = np.array(image.shape[1:])
+    center = chance.choice(found[chance.integers(len(found))])[1:] if found else chance.integers(shape)
+    start = np.clip(center - np.array(settings.patch_size) // 2, 0, np.maximum(shape - settings.patch_size, 0))
+    stop = np.minimum(start + settings.patch_size, shape)
+    margin = np.ceil(FIELD_OF_VIEW_MM[1] / 2 / np.array(settings.spacing)).astype(int)
+    outer_start = np.maximum(start - margin, 0)
+    outer = (0, *map(slice, outer_start, np.minimum(stop + margin, shape)))
+    inner = tuple(map(slice, start - outer_start, stop - outer_start))
     direction = properties.get("sitk_stuff", {}).get("direction")
-    return _Patch(case, np.asarray(image[box], dtype=np.float32), np.asarray(label[box]), direction)
+    return _Patch(case, np.asarray(image[outer], np.float32), np.asarray(label[outer], np.int16), inner, direction)
 
 
 def _plant(
     patch: _Patch, synthesizer: Synthesizer, rng: torch.Generator, transpose_forward: list[int]
 ) -> list[Picture]:
-    image = torch.from_numpy(patch.image)[None, None]
-    label = torch.from_numpy(patch.label.astype(np.int16))[None, None]
-    after, label_after, lesions, _ = synthesizer(image, label, synthesizer.draw(1, rng))
-    hu = [synthesizer.intensity.to_hu(volume)[0, 0].numpy() for volume in (image, after)]
-    labels = [volume[0, 0].numpy() for volume in (label, label_after)]
-    targets = synthesizer.section.targets
+    image, label = (torch.from_numpy(array[patch.inner].copy())[None, None] for array in (patch.image, patch.label))
+    image, label, lesions, _ = synthesizer(image, label, synthesizer.draw(1, rng))
+    after, label_after = patch.image.copy(), patch.label.copy()
+    after[patch.inner], label_after[patch.inner] = image[0, 0].numpy(), label[0, 0].numpy()
+    before_hu, after_hu = (synthesizer.intensity.to_hu(torch.from_numpy(z)).numpy() for z in (patch.image, after))
     places = [
-        Place(lesion.center, lesion.diameter_mm, f"{patch.case}, {targets[lesion.target].name}")
+        Place(
+            center=[at + part.start for at, part in zip(lesion.center, patch.inner)],
+            diameter_mm=lesion.diameter_mm,
+            name=f"{patch.case}, {synthesizer.section.targets[lesion.target].name}",
+        )
         for lesion in lesions
         if lesion.change.kept
     ]
-    pictures = pictures_of(*hu, *labels, places=places, spacing_mm=synthesizer.spacing_mm)
+    change = BeforeAfter(before_hu, after_hu, patch.label, label_after)
+    pictures = pictures_of(change, places, synthesizer.spacing_mm)
     if patch.direction is None:
         return pictures
     return [picture.upright(patch.direction, transpose_forward) for picture in pictures]

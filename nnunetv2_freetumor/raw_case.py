@@ -15,7 +15,7 @@ from nnunetv2_freetumor.cases import Case
 from nnunetv2_freetumor.hosts import host_mask
 from nnunetv2_freetumor.intensity import RAW_CT
 from nnunetv2_freetumor.plan import Section, Target
-from nnunetv2_freetumor.planted import Place, Planted, measure_planted
+from nnunetv2_freetumor.planted import BeforeAfter, Place, Planted, measure_planted
 from nnunetv2_freetumor.synthesis import CONTEXT_MM, Synthesizer
 from nnunetv2_freetumor.volume import Spacing
 
@@ -61,8 +61,8 @@ def plant(image: Case, label: Case, section: Section, lesions: int, device: torc
     planted = image.with_array(image.array.copy()), label.with_array(label.array.copy())
     _write_changes(planted[0].array[box], before.hu, after.hu)
     _write_changes(planted[1].array[box], before.label, after.label)
-    arrays = image.array[box], planted[0].array[box], label.array[box], planted[1].array[box]
-    measured = [_moved(lesion, box) for lesion in measure_planted(*arrays, places=places, spacing_mm=spacing_mm)]
+    change = BeforeAfter(image.array[box], planted[0].array[box], label.array[box], planted[1].array[box])
+    measured = [_moved(lesion, box) for lesion in measure_planted(change, places, spacing_mm)]
     reason = "" if len(measured) == lesions else "There is no room for more: ask for fewer or smaller lesions."
     return Planting(*planted, measured, reason)
 
@@ -86,15 +86,21 @@ def _plant_one_by_one(before: _Volume, synthesizer: Synthesizer, lesions: int) -
 def _find_host(image: Case, label: Case, target: Target, spacing_mm: Spacing, device: torch.device) -> np.ndarray:
     if target.host_hu is None:
         host = np.isin(label.array, target.host_labels)
-        found = ", ".join(f"{value:g}" for value in np.unique(label.array))
-        where = f"{label.path} has no voxel of --host {_numbers(target.host_labels)}, only the labels {found}"
     else:
         hu, labels = (_tensor(case.array.astype(np.float32), device) for case in (image, label))
         host = host_mask(target, hu, labels.int(), spacing_mm)[0, 0].cpu().numpy()
-        where = f"{image.path} shows no lung, that is unlabeled tissue of {_numbers(target.host_hu)} HU inside the body"
     if not host.any():
-        raise ValueError(f"The host is empty: {where}. Give the organ's label with --host.")
+        raise ValueError(
+            f"The host is empty: {_what_is_there(image, label, target)}. Give the organ's label with --host."
+        )
     return host
+
+
+def _what_is_there(image: Case, label: Case, target: Target) -> str:
+    if target.host_hu is None:
+        wanted, found = (", ".join(f"{v:g}" for v in values) for values in (target.host_labels, np.unique(label.array)))
+        return f"{label.path} has no voxel of --host {wanted}, only the labels {found}"
+    return f"{image.path} shows no lung (unlabeled tissue of {target.host_hu} HU inside the body)"
 
 
 def _with_labeled_host(section: Section, labels: np.ndarray, host: np.ndarray) -> tuple[Section, np.ndarray]:
@@ -112,7 +118,7 @@ def _check_hu(image: Case, label: Case, host: np.ndarray) -> None:
     low, high = PLAUSIBLE_HOST_HU
     if not low <= median_hu <= high:
         raise ValueError(
-            f"{image.path} does not look like CT in HU: the host's median is {median_hu:.0f}, and an organ lies between "
+            f"{image.path} does not look like CT in HU: the host's median is {median_hu:.0f}, and organs lie between "
             f"{low:.0f} and {high:.0f} HU. Rescale it (often by subtracting 1024), or check --host in {label.path}."
         )
 
@@ -138,7 +144,3 @@ def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
 
 def _moved(lesion: Planted, box: tuple[slice, ...]) -> Planted:
     return lesion._replace(center=tuple(at + part.start for at, part in zip(lesion.center, box)))
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return ", ".join(f"{value:g}" for value in values)

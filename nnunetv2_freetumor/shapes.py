@@ -1,9 +1,9 @@
 """Lesion shapes: star-shaped bodies around a center, drawn analytically.
 
-A body is the set where `|y| exp(A n(y/|y|)) < 1`. y is the position in the coordinates of a randomly turned ellipsoid, n
-a noise field of two octaves of unit variance each, read on the unit sphere, and A the roughness. Reading n on the sphere
-makes every body connected and free of holes by construction. Lobes are smaller copies whose centers lie inside the main
-body; the lesion is their union, scaled as a whole to the drawn volume.
+A body is the set where `|y| exp(A n(y/|y|)) < 1`. y is the position in the coordinates of a randomly turned ellipsoid,
+A the roughness and n a softly limited noise field of two octaves, read on the unit sphere: every body is connected and
+free of holes by construction. Lobes are smaller copies whose centers lie inside the main body; the lesion is their
+union, scaled as a whole to the drawn volume.
 """
 
 import functools
@@ -78,7 +78,7 @@ def roughness(shape: Shape, diameter_mm: float) -> float:
 
 
 def noise_field(shape: Shape, control: Float[Tensor, "2 g g g"]) -> Float[Tensor, "f f f"]:
-    """Blend the control points of the two octaves with Gaussian weights; each octave has unit variance everywhere."""
+    """Blend the two octaves' control points with Gaussian weights that keep unit variance everywhere; limit the sum."""
     octaves = []
     for points, cells in zip(control, (shape.coarse_cells, shape.fine_cells)):
         field = points[:cells, :cells, :cells]
@@ -93,7 +93,14 @@ def signed_distance_mm(body: Body, offsets_mm: Float[Tensor, "x y z 3"]) -> Floa
 
     For an ellipsoid, (|y| - 1) |y| / |grad| with |grad| = |diag(axes)^-1 y| is exact on the surface to first order.
     """
-    on_device = Body(*(part.to(offsets_mm.device) if isinstance(part, Tensor) else part for part in body))
+    device = offsets_mm.device
+    on_device = body._replace(
+        axes_mm=body.axes_mm.to(device),
+        rotation=body.rotation.to(device),
+        field=body.field.to(device),
+        centers_mm=body.centers_mm.to(device),
+        scales=body.scales.to(device),
+    )
     distances = [_one_body(on_device, offsets_mm, i) for i in range(len(body.scales))]
     return torch.stack(distances).amin(0) if len(distances) > 1 else distances[0]
 
@@ -116,7 +123,7 @@ def _blend(cells: int) -> Float[Tensor, "f cells"]:
 
 @functools.lru_cache(maxsize=1)
 def _probes() -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n"]]:
-    """Spread directions evenly over the sphere (Fibonacci's spiral), each with a share of the volume below its point."""
+    """Spread directions evenly over the sphere (Fibonacci's spiral), each with a share of the volume along it."""
     place = torch.arange(PROBES, dtype=torch.float64) + 0.5
     height, turn = 1 - 2 * place / PROBES, place * math.pi * (3 - math.sqrt(5))
     flat = (1 - height**2).sqrt()

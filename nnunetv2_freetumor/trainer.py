@@ -4,9 +4,10 @@
 It overrides hooks and leaves the network, the loss, validation and prediction to nnU-Net.
 """
 
+from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import isfile, join
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from jaxtyping import Float, Int
@@ -24,7 +25,17 @@ from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepo
 from torch import Tensor
 from torch import distributed as dist
 
-from nnunetv2_freetumor import augmentation, epoch_log, figures, intensity, label_free, plan, planning
+from nnunetv2_freetumor import (
+    augmentation,
+    clip_window,
+    epoch_log,
+    figures,
+    intensity,
+    label_free,
+    plan,
+    plan_report,
+    planning,
+)
 from nnunetv2_freetumor.synthesis import Synthesis, Synthesizer
 
 __all__ = [
@@ -55,9 +66,8 @@ class FreeTumorMixin(nnUNetTrainer):
     def on_train_start(self) -> None:
         """Resolve the section and check everything, then let nnU-Net start its loader processes."""
         section = self._resolve_section()
-        self._synthesizer = Synthesizer(
-            section, tuple(self.configuration_manager.spacing), intensity.from_plans(self.plans_manager.plans)
-        )
+        x_mm, y_mm, z_mm = map(float, self.configuration_manager.spacing)
+        self._synthesizer = Synthesizer(section, (x_mm, y_mm, z_mm), intensity.from_plans(self.plans_manager.plans))
         self._prepare_log(section)
         super().on_train_start()
 
@@ -73,9 +83,9 @@ class FreeTumorMixin(nnUNetTrainer):
         loaders = super().get_dataloaders()
         if self._second_half is None:
             raise ValueError(
-                f"{type(self).__name__} overrides get_dataloaders without calling self.get_training_transforms, so that "
-                "no tumor can be planted into its batches. Put FreeTumorMixin first among the bases, and in front of a "
-                "trainer that loads data as nnUNetTrainer does (not a noDataLoading benchmark)."
+                f"{type(self).__name__} overrides get_dataloaders without calling self.get_training_transforms, so "
+                "that no tumor can be planted. Put FreeTumorMixin first among the bases, in front of a trainer that "
+                "loads data as nnUNetTrainer does (not a noDataLoading benchmark)."
             )
         return loaders
 
@@ -109,38 +119,37 @@ class FreeTumorMixin(nnUNetTrainer):
         counts = self._counts.read()
         for name, value in counts.items():
             self.logger.log(epoch_log.KEY + name, value, self.current_epoch)
-        names = self.plans_manager.plans_name, self.plans_manager.dataset_name
-        for line in epoch_log.epoch_lines(counts) + epoch_log.warnings(counts, *names):
+        repair = clip_window.repair_commands(self.plans_manager.plans, [self.configuration_name])
+        for line in epoch_log.epoch_lines(counts) + epoch_log.warnings(counts, repair):
             self.print_to_log_file(line)
         if self.local_rank == 0:
             figures.counts_curve(epoch_log.history(self.logger), join(self.output_folder, CURVE))
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Keep labels that no case holds out of the pseudo Dice, and its moving average a number."""
-        super().on_validation_epoch_end(label_free.leave_out(val_outputs, self._absent_columns))
+        with np.errstate(invalid="ignore"):  # 0 / 0 is meant: nnU-Net leaves NaN out of the mean
+            super().on_validation_epoch_end(label_free.leave_out(val_outputs, self._absent_columns))
         label_free.mend_moving_average(self.logger.local_logger.my_fantastic_logging)
 
     def _resolve_section(self) -> plan.Section:
-        """Read or derive the section, refuse what cannot work, and store the section with the model."""
+        """Refuse what cannot work, read or derive the section, and store it with the model."""
         plans = self.plans_manager.plans
+        planning.check_configuration(plans, self.configuration_name, self.dataset_json)
+        _check_preprocessed(plans, self.configuration_name, self.preprocessed_dataset_folder_base)
         if plan.SECTION not in plans:
             self._section_source = "the dataset, derived now"
-        shared = [plan.to_json(planning.section_for_training(plans, self.dataset_json))] if self.local_rank == 0 else [{}]
-        if self.is_ddp:
-            dist.broadcast_object_list(shared)
-        section = plan.read_section(shared[0])
+        data = _read_or_derive(plans, self.dataset_json, self.local_rank, self.is_ddp)
+        section = plan.read_section(data)
         plan.check_origin(section, plans, self.dataset_json)
-        planning.check_configuration(plans, self.configuration_name, self.dataset_json)
-        plans[plan.SECTION] = self.my_init_kwargs["plans"][plan.SECTION] = shared[0]
+        plans[plan.SECTION] = self.my_init_kwargs["plans"][plan.SECTION] = data
         return section
 
     def _prepare_log(self, section: plan.Section) -> None:
         epoch_log.register(self.logger, self.current_epoch)
-        self._preview_due = self.local_rank == 0 and (
-            self.current_epoch == 0 or not isfile(join(self.output_folder, PREVIEW))
-        )
-        for line in epoch_log.section_lines(section, self._section_source):
-            self.print_to_log_file(line)
+        first_time = self.current_epoch == 0 or not isfile(join(self.output_folder, PREVIEW))
+        self._preview_due = self.local_rank == 0 and first_time
+        chosen = f"FreeTumor: generator {section.generator}, seed {section.seed}, section from {self._section_source}"
+        self.print_to_log_file(f"{chosen}\n{plan_report.describe(section, self.plans_manager.plans)}")
         self._absent_columns = label_free.absent_columns(self.preprocessed_dataset_folder, self.label_manager)
         if self._absent_columns:
             self.print_to_log_file(label_free.notice(self.label_manager, self._absent_columns))
@@ -166,6 +175,24 @@ class FreeTumorMixin(nnUNetTrainer):
             self._synthesizer.spacing_mm, join(self.output_folder, PREVIEW),
         )  # fmt: skip
         self._preview_due = False
+
+
+def _check_preprocessed(plans: dict[str, Any], configuration: str, folder: str) -> None:
+    if configuration not in clip_window.preprocessed_configurations(plans, Path(folder)):
+        raise ValueError(
+            f"{folder} holds no preprocessed cases of configuration '{configuration}'. Preprocess them first:\n"
+            f"{clip_window.preprocess_command(plans, [configuration])}"
+        )
+
+
+def _read_or_derive(
+    plans: dict[str, Any], dataset_json: dict[str, Any], rank: int, several_processes: bool
+) -> dict[str, Any]:
+    """Read or derive the section on rank 0, where measuring may take a while, and give it to all processes."""
+    shared: list[Any] = [plan.to_json(planning.section_for_training(plans, dataset_json)) if rank == 0 else None]
+    if several_processes:
+        dist.broadcast_object_list(shared)
+    return shared[0]
 
 
 class nnUNetTrainerFreeTumor(FreeTumorMixin):

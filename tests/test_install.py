@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 import venv
 from pathlib import Path
 from typing import NamedTuple
@@ -60,6 +59,14 @@ def pip(python, *arguments):
 def names(folder):
     """List what a site-packages folder holds."""
     return {path.name for path in folder.iterdir() if path.name != "__pycache__"}
+
+
+def cpu_ms(python):
+    """Start Python and tell how long it computed, which other work on the machine hardly changes."""
+    process = subprocess.Popen([python, "-c", ""])
+    _, process.returncode, usage = os.wait4(process.pid, 0)
+    assert process.returncode == 0
+    return 1000 * (usage.ru_utime + usage.ru_stime)
 
 
 @pytest.fixture(scope="module")
@@ -143,16 +150,14 @@ def test_a_broken_hook_neither_stops_python_nor_makes_a_noise(installed, text):
 def test_a_python_start_gets_at_most_2_ms_slower(installed):
     hook = installed.site / "nnunetv2_freetumor.pth"
     start = installed.site / "nnunetv2_freetumor.start"
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-    for i in range(60):
+    milliseconds: dict[bool, list[float]] = {True: [], False: []}
+    for i in range(80):
         on = i % 2 == 0
         for path in (hook, start):
             old, new = (path.with_suffix(path.suffix + ".off"), path)[:: 1 if on else -1]
             if old.exists():
                 old.rename(new)
-        begin = time.perf_counter()
-        subprocess.run([installed.python, "-c", ""], check=True)
-        seconds[on].append(time.perf_counter() - begin)
-    with_hook, without = min(seconds[True]), min(seconds[False])
-    print(f"start-up hook: {1000 * (with_hook - without):.2f} ms on top of {1000 * without:.1f} ms")
-    assert with_hook - without < 0.002
+        milliseconds[on].append(cpu_ms(installed.python))
+    with_hook, without = min(milliseconds[True]), min(milliseconds[False])
+    print(f"start-up hook: {with_hook - without:.2f} ms on top of {without:.1f} ms")
+    assert with_hook - without < 2

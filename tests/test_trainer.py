@@ -2,8 +2,6 @@
 
 import copy
 import inspect
-import json
-import math
 import pickle
 from pathlib import Path
 
@@ -19,11 +17,9 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoM
 )
 
 from nnunetv2_freetumor import augmentation, trainer
-from nnunetv2_freetumor.bench_data import CONFIGURATION, DATASET, PLANS, Layout, write_dataset
-from nnunetv2_freetumor.plan import SECTION
+from nnunetv2_freetumor.bench_data import CONFIGURATION, DATASET, PLANS
 
-LAYOUT = Layout((32, 56, 56), (4.0, 2.0, 2.0), (16, 32, 32), (4, 4, 8), cases=2)
-CPU = torch.device("cpu")
+pytest_plugins = ["tiny_trainings"]
 
 
 class FreeTumorNoMirroring(trainer.FreeTumorMixin, nnUNetTrainerNoMirroring):
@@ -37,37 +33,6 @@ class NoLoading(nnUNetTrainer):
 
 class FreeTumorNoLoading(trainer.FreeTumorMixin, NoLoading):
     pass
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("preprocessed")
-    write_dataset(folder, LAYOUT)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def nnunet_folders(dataset, tmp_path, monkeypatch):
-    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
-    monkeypatch.setenv("nnUNet_preprocessed", str(dataset))
-    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")  # the loaders run inside this process
-
-
-@pytest.fixture
-def make(dataset):
-    def _make(trainer_class, batch_size=2, **section):
-        plans = json.loads((dataset / DATASET / f"{PLANS}.json").read_text()) | {"continue_training": False}
-        plans["configurations"][CONFIGURATION]["batch_size"] = batch_size
-        plans[SECTION] |= section
-        dataset_json = json.loads((dataset / DATASET / "dataset.json").read_text())
-        made = trainer_class(plans, CONFIGURATION, 0, dataset_json, CPU)
-        made.num_iterations_per_epoch, made.num_val_iterations_per_epoch = 2, 1
-        made.save_every = 1
-        made.perform_actual_validation = None  # not part of run_training
-        return made
-
-    return _make
 
 
 def _seed(seed):
@@ -90,25 +55,21 @@ def _steps(made, monkeypatch, seeds, host=nnUNetTrainer):
     return seen
 
 
-def _log_text(made):
-    return Path(made.log_file).read_text()
-
-
 @pytest.mark.parametrize("name", trainer.__all__[1:])
-def test_each_trainer_is_a_real_class_that_nnunet_can_build_by_name(name, make):
+def test_each_trainer_is_a_real_class_that_nnunet_can_build_by_name(name, make_trainer):
     kind = getattr(trainer, name)
     assert kind.__name__ == name and kind.__module__ == trainer.__name__ and pickle.loads(pickle.dumps(kind)) is kind
     assert inspect.signature(kind.__init__) == inspect.signature(nnUNetTrainer.__init__)
     digits = "".join(filter(str.isdigit, name))
-    made = make(kind)
+    made = make_trainer(kind)
     assert made.num_epochs == (int(digits) if digits else 1000)
     assert set(made.my_init_kwargs) == {"plans", "configuration", "fold", "dataset_json", "device"}
 
 
-def test_a_batch_that_gets_no_tumor_equals_plain_nnunets_batch(make, monkeypatch):
+def test_a_batch_that_gets_no_tumor_equals_plain_nnunets_batch(make_trainer, monkeypatch):
     never = {"probability_tumor_free": 0.0, "probability_tumor_bearing": 0.0}
-    plain = _steps(make(nnUNetTrainer, batch_size=1), monkeypatch, range(12))
-    ours = _steps(make(trainer.nnUNetTrainerFreeTumor, batch_size=1, **never), monkeypatch, range(12))
+    plain = _steps(make_trainer(nnUNetTrainer, batch_size=1), monkeypatch, range(12))
+    ours = _steps(make_trainer(trainer.nnUNetTrainerFreeTumor, batch_size=1, **never), monkeypatch, range(12))
     for a, b in zip(plain, ours, strict=True):
         torch.testing.assert_close(b["data"], a["data"], rtol=0, atol=1e-5)  # nnU-Net sums over a view, we over a copy
         assert [t.dtype for t in b["target"]] == [t.dtype for t in a["target"]]
@@ -116,8 +77,8 @@ def test_a_batch_that_gets_no_tumor_equals_plain_nnunets_batch(make, monkeypatch
         assert list(a["keys"]) == list(b["keys"])
 
 
-def test_tumors_are_planted_before_nnunets_intensity_transforms(make, monkeypatch):
-    made = make(trainer.nnUNetTrainerFreeTumor, probability_tumor_free=1.0, probability_tumor_bearing=1.0)
+def test_tumors_are_planted_before_nnunets_intensity_transforms(make_trainer, monkeypatch):
+    made = make_trainer(trainer.nnUNetTrainerFreeTumor, probability_tumor_free=1.0, probability_tumor_bearing=1.0)
     seen = []
     monkeypatch.setattr(
         augmentation, "augment", lambda half, image, label: seen.append((image, label)) or _identity(image, label)
@@ -148,8 +109,8 @@ def _spy_on_synthesizer(monkeypatch, calls):
     monkeypatch.setattr(trainer.Synthesizer, "__call__", spy)
 
 
-def test_validation_never_synthesizes(make, monkeypatch):
-    made = make(trainer.nnUNetTrainerFreeTumor, probability_tumor_free=1.0)
+def test_validation_never_synthesizes(make_trainer, monkeypatch):
+    made = make_trainer(trainer.nnUNetTrainerFreeTumor, probability_tumor_free=1.0)
     made.on_train_start()
     calls = []
     _spy_on_synthesizer(monkeypatch, calls)
@@ -162,49 +123,70 @@ def test_validation_never_synthesizes(make, monkeypatch):
     assert torch.equal(seen[0], kept["data"]) and not calls
 
 
-def test_validation_alone_resolves_no_section_and_loads_no_synthesizer(make, monkeypatch):
-    trained = make(trainer.nnUNetTrainerFreeTumor)
+def test_validation_alone_resolves_no_section_and_loads_no_synthesizer(make_trainer, monkeypatch):
+    trained = make_trainer(trainer.nnUNetTrainerFreeTumor)
     trained.initialize()
     trained.save_checkpoint(f"{trained.output_folder}/checkpoint_final.pth")
     monkeypatch.setattr(trainer, "Synthesizer", None)
     monkeypatch.setattr(trainer.planning, "section_for_training", None)
-    made = make(trainer.nnUNetTrainerFreeTumor)
+    made = make_trainer(trainer.nnUNetTrainerFreeTumor)
     made.load_checkpoint(f"{made.output_folder}/checkpoint_final.pth")
     assert not hasattr(made, "_synthesizer")
 
 
-def test_a_refused_configuration_ends_before_the_network_and_the_loaders_start(make, monkeypatch):
+def test_a_refused_configuration_ends_before_the_network_and_the_loaders_start(make_trainer, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise ValueError("no")
 
     monkeypatch.setattr(trainer.planning, "check_configuration", refuse)
-    made = make(trainer.nnUNetTrainerFreeTumor)
+    made = make_trainer(trainer.nnUNetTrainerFreeTumor)
     with pytest.raises(ValueError, match="no"):
         made.run_training()
     assert made.dataloader_train is None and not made.was_initialized
 
 
-def test_an_unknown_key_in_the_section_ends_before_the_loaders_start(make):
-    made = make(trainer.nnUNetTrainerFreeTumor, probabilty=0.5)
+UNSUPPORTED = {
+    "2d": ({"patch_size": [32, 32]}, {}, "is 2d"),
+    "cascade": ({"previous_stage": "3d_lowres"}, {}, "is a stage of a cascade"),
+    "several channels": ({}, {"channel_names": {"0": "CT", "1": "PET"}}, "has 2 input channels"),
+    "MRI": ({"normalization_schemes": ["ZScoreNormalization"]}, {"channel_names": {"0": "T1"}}, "ZScoreNormalization"),
+    "not preprocessed": ({"data_identifier": "nowhere"}, {}, "holds no preprocessed cases.*nnUNetv2_preprocess -d 999"),
+}
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_what_cannot_work_ends_before_the_loaders_start(kind, make_trainer):
+    configuration, dataset_json, message = UNSUPPORTED[kind]
+    made = make_trainer(trainer.nnUNetTrainerFreeTumor)
+    made.plans_manager.plans["configurations"][CONFIGURATION].update(configuration)
+    made.plans_manager.get_configuration.cache_clear()
+    made.dataset_json.update(dataset_json)
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        made.run_training()
+    assert made.dataloader_train is None and not made.was_initialized
+
+
+def test_an_unknown_key_in_the_section_ends_before_the_loaders_start(make_trainer):
+    made = make_trainer(trainer.nnUNetTrainerFreeTumor, probabilty=0.5)
     with pytest.raises(ValueError, match="freetumor.*knows only the keys.*probabilty"):
         made.run_training()
     assert made.dataloader_train is None
 
 
-def test_a_section_made_for_other_labels_is_refused(make):
-    made = make(trainer.nnUNetTrainerFreeTumor, labels={"background": 0, "kidney": 1, "tumor": 2})
+def test_a_section_made_for_other_labels_is_refused(make_trainer):
+    made = make_trainer(trainer.nnUNetTrainerFreeTumor, labels={"background": 0, "kidney": 1, "tumor": 2})
     with pytest.raises(ValueError, match="was made for the labels .*kidney"):
         made.run_training()
 
 
-def test_a_trainer_that_skips_nnunets_transforms_is_refused_by_name(make):
+def test_a_trainer_that_skips_nnunets_transforms_is_refused_by_name(make_trainer):
     with pytest.raises(ValueError, match="FreeTumorNoLoading overrides get_dataloaders without"):
-        make(FreeTumorNoLoading).run_training()
+        make_trainer(FreeTumorNoLoading).run_training()
 
 
-def test_transforms_that_cannot_run_on_cuda_are_refused_before_the_loaders_start(make, monkeypatch):
+def test_transforms_that_cannot_run_on_cuda_are_refused_before_the_loaders_start(make_trainer, monkeypatch):
     monkeypatch.setattr(augmentation, "RUNS_ON_CUDA", augmentation.RUNS_ON_CUDA - {MirrorTransform})
-    made = make(trainer.nnUNetTrainerFreeTumor)
+    made = make_trainer(trainer.nnUNetTrainerFreeTumor)
     made.initialize()
     made.device = torch.device("cuda")
     with pytest.raises(ValueError, match="nnUNetTrainerFreeTumor cannot augment on a CUDA device: MirrorTransform"):
@@ -212,15 +194,15 @@ def test_transforms_that_cannot_run_on_cuda_are_refused_before_the_loaders_start
     assert made.dataloader_train is None
 
 
-def test_the_mixin_keeps_what_the_other_trainer_changes(make, monkeypatch):
-    made = make(FreeTumorNoMirroring)
+def test_the_mixin_keeps_what_the_other_trainer_changes(make_trainer, monkeypatch):
+    made = make_trainer(FreeTumorNoMirroring)
     _steps(made, monkeypatch, [])
     assert not any(isinstance(leaf, MirrorTransform) for leaf in augmentation._leaves(made._second_half))
     assert made.inference_allowed_mirroring_axes is None
 
 
-def test_the_network_is_the_one_that_plain_nnunet_builds(make):
-    plain, ours = make(nnUNetTrainer), make(trainer.nnUNetTrainerFreeTumor)
+def test_the_network_is_the_one_that_plain_nnunet_builds(make_trainer):
+    plain, ours = make_trainer(nnUNetTrainer), make_trainer(trainer.nnUNetTrainerFreeTumor)
     plain.initialize()
     ours.initialize()
     assert type(ours.network) is type(plain.network)
@@ -229,16 +211,16 @@ def test_the_network_is_the_one_that_plain_nnunet_builds(make):
     }
 
 
-def test_the_log_says_what_was_chosen(make):
-    made = make(trainer.nnUNetTrainerFreeTumor, seed=7)
+def test_the_log_says_what_was_chosen(make_trainer):
+    made = make_trainer(trainer.nnUNetTrainerFreeTumor, seed=7)
     made.on_train_start()
-    text = _log_text(made)
-    assert "FreeTumor: section from the plans file; generator texture, seed 7." in text
-    assert "'liver tumor' plants label 2 into labels [1], prior 'liver' (bundled prior)" in text
+    text = Path(made.log_file).read_text()
+    assert "FreeTumor: generator texture, seed 7, section from the plans file" in text
+    assert f"FreeTumor section for {DATASET}, {PLANS}:" in text and "liver tumor" in text
 
 
-def test_an_epoch_starts_its_draws_from_seed_rank_and_epoch_whatever_came_before(make):
-    made = make(trainer.nnUNetTrainerFreeTumor)
+def test_an_epoch_starts_its_draws_from_seed_rank_and_epoch_whatever_came_before(make_trainer):
+    made = make_trainer(trainer.nnUNetTrainerFreeTumor)
     made.on_train_start()
     states = []
     for epoch in (3, 4, 3):
@@ -247,60 +229,4 @@ def test_an_epoch_starts_its_draws_from_seed_rank_and_epoch_whatever_came_before
         made.on_train_epoch_start()
         states.append(torch.rand(4, generator=made._rng).tolist())
     assert states[0] == states[2] != states[1]
-    assert "FreeTumor: draws from seed 0, rank 0, epoch 4" in _log_text(made)
-
-
-@pytest.fixture
-def trained(make):
-    """Give a trainer after its one epoch."""
-    made = make(trainer.nnUNetTrainerFreeTumor_1epoch, probability_tumor_free=1.0, probability_tumor_bearing=1.0)
-    made.run_training()
-    return made
-
-
-@pytest.mark.slow
-def test_training_leaves_pictures_counts_and_the_section_with_the_model(trained):
-    folder = Path(trained.output_folder)
-    assert (folder / trainer.PREVIEW).stat().st_size > 0 and (folder / trainer.CURVE).stat().st_size > 0
-    log = trained.logger.local_logger.my_fantastic_logging
-    assert log["freetumor/samples"] == [4.0] and log["freetumor/planted"][0] > 0
-    assert "FreeTumor: of 4 samples" in _log_text(trained)
-    plans = json.loads((folder.parent / "plans.json").read_text())
-    checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=False)
-    assert plans[SECTION] == checkpoint["init_args"]["plans"][SECTION]
-
-
-@pytest.mark.slow
-def test_continuing_takes_the_section_from_the_checkpoint_and_repeats_no_draw(trained, make):
-    checkpoint = str(Path(trained.output_folder) / "checkpoint_final.pth")
-    first_epoch = trained._rng.initial_seed()
-    made = make(trainer.nnUNetTrainerFreeTumor_1epoch, probability_tumor_free=0.25)  # plans edited in between
-    made.num_epochs = 2
-    made.load_checkpoint(checkpoint)
-    made.run_training()
-    assert made._synthesizer.section.probability_tumor_free == 1.0
-    assert "section from the checkpoint" in _log_text(made)
-    assert made._rng.initial_seed() != first_epoch
-    log = made.logger.local_logger.my_fantastic_logging
-    assert [len(log["freetumor/planted"]), len(log["train_losses"])] == [2, 2]
-
-
-@pytest.mark.slow
-def test_continuing_with_other_labels_is_refused(trained, make):
-    made = make(trainer.nnUNetTrainerFreeTumor_1epoch)
-    made.load_checkpoint(str(Path(trained.output_folder) / "checkpoint_final.pth"))
-    made.dataset_json["labels"] = {"background": 0, "liver": 1, "lesion": 2}
-    with pytest.raises(ValueError, match="was made for the labels .*but dataset.json has"):
-        made.run_training()
-
-
-@pytest.mark.slow
-def test_a_plain_nnunet_checkpoint_can_be_continued_and_its_epochs_read_nan(make):
-    plain = make(nnUNetTrainer)
-    plain.num_epochs = 1
-    plain.run_training()
-    made = make(trainer.nnUNetTrainerFreeTumor)
-    made.load_checkpoint(f"{plain.output_folder}/checkpoint_final.pth")
-    assert made.current_epoch == 1
-    log = made.logger.local_logger.my_fantastic_logging
-    assert len(log["freetumor/planted"]) == 1 and math.isnan(log["freetumor/planted"][0])
+    assert "FreeTumor: draws from seed 0, rank 0, epoch 4" in Path(made.log_file).read_text()

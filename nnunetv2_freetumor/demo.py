@@ -1,0 +1,159 @@
+"""Run the whole line on a made-up CT cohort: nnU-Net's own commands, then a page that shows what came out."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunetv2_freetumor import report, startup
+from nnunetv2_freetumor.cases import check_writable, read_label, write_json
+from nnunetv2_freetumor.demo_scores import CaseScore, score_case
+from nnunetv2_freetumor.demo_steps import Runner, Step
+from nnunetv2_freetumor.phantom_cohort import write_cohort
+
+DATASET, DATASET_NAME = 900, "Dataset900_Phantom"
+PLANS, CONFIGURATION, FOLD, TRAINER = "nnUNetPlans", "3d_coarse", 0, "nnUNetTrainerFreeTumor_demo"
+TRAINING_CASES, TEST_CASES, SEED = 12, 5, 1
+PIXEL_MM, SLICE_MM = (1.3, 1.5), (4.0, 5.0)
+EPOCHS = 20
+PREVIEW_LESIONS = 4
+COARSE = {"spacing": [5.0, 3.0, 3.0], "patch_size": [32, 64, 80], "batch_size": 2}  # z, y, x
+FEATURES = [16, 32, 64, 96]  # of the small network, by stage
+
+
+def demo_command(output: str | Path, device: str | None = None) -> None:
+    """Make a cohort of CT phantoms, train nnU-Net with synthetic tumors on it, predict, and write a report.
+
+    Stopped runs can be started again: finished steps are kept, the one that was interrupted starts anew. Delete the
+    folder to start from nothing.
+
+    Args:
+        output: folder for everything, with its own nnUNet_raw, nnUNet_preprocessed and nnUNet_results.
+        device: cpu or cuda; by default cuda where there is one.
+
+    Raises:
+        ValueError: the folder cannot be written to, or a step failed.
+    """
+    root = check_writable(output).resolve()
+    folders = {name: check_writable(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    steps = _steps(root, folders, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    runner = Runner(check_writable(root / "steps"), _environment(folders), len(steps))
+    for step in steps:
+        runner.run(step)
+    page = report.write_report(_contents(root, folders, steps, runner.seconds), root / "report.html")
+    print(f"Report:\n{page}")
+
+
+def _environment(folders: dict[str, Path]) -> dict[str, str]:
+    """Give the commands folders of their own, two workers, and no torch.compile (it pays only in long trainings)."""
+    startup.extend()
+    own = {name: str(path) for name, path in folders.items()}
+    workers = {"nnUNet_def_n_proc": "2", "nnUNet_n_proc_DA": "2", "nnUNet_compile": "f", "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **own, **workers}
+
+
+def _steps(root: Path, folders: dict[str, Path], device: str) -> list[Step]:
+    raw, plans_file = folders["nnUNet_raw"] / DATASET_NAME, _plans_file(folders)
+    model = f"-d {DATASET} -c {CONFIGURATION}"
+    predict = (
+        f"-i {raw / 'imagesTs'} -o {root / 'predictions'} {model} -f {FOLD} -tr {TRAINER} -chk checkpoint_final.pth"
+    )
+    return [
+        Step(
+            "cohort",
+            f"make {TRAINING_CASES} training and {TEST_CASES} test CTs",
+            f"write_cohort('{DATASET_NAME}', {TRAINING_CASES}, {SEED}, test_cases={TEST_CASES})",
+            lambda: write_cohort(
+                raw, TRAINING_CASES, SEED, test_cases=TEST_CASES, processes=2, pixel_mm=PIXEL_MM, slice_mm=SLICE_MM
+            ),
+        ),
+        Step("plan", "nnU-Net plans", f"nnUNetv2_plan_and_preprocess -d {DATASET} --no_pp -npfp 2"),
+        Step(
+            "coarse",
+            "add a configuration for two cores to the plans",
+            f"add '{CONFIGURATION}' to {plans_file.name}: {COARSE}",
+            lambda: add_coarse_configuration(plans_file),
+        ),
+        Step("freetumor", "measure the tumors, write the freetumor section", f"nnUNetv2_freetumor plan -d {DATASET}"),
+        Step(
+            "preprocess",
+            "nnU-Net preprocesses",
+            f"nnUNetv2_preprocess -d {DATASET} -c {CONFIGURATION} -np 2",
+            mark=rf"(\d+)/{TRAINING_CASES} \[",
+            total=TRAINING_CASES,
+        ),
+        Step(
+            "preview",
+            "look at what will be planted",
+            f"nnUNetv2_freetumor preview {model} -o {root / 'preview'} -n {PREVIEW_LESIONS}",
+        ),
+        Step(
+            "train",
+            "nnU-Net trains with synthetic tumors",
+            f"nnUNetv2_train {DATASET} {CONFIGURATION} {FOLD} -tr {TRAINER} -device {device}",
+            mark="Epoch time",
+            total=EPOCHS,
+        ),
+        Step(
+            "predict",
+            "nnU-Net predicts the test cases",
+            f"nnUNetv2_predict {predict} --disable_tta -npp 1 -nps 1 -device {device}",
+            mark="done with",
+            total=TEST_CASES,
+        ),
+    ]
+
+
+def add_coarse_configuration(plans_file: Path) -> None:
+    """Add a configuration with large voxels and a small network, which two cores train in minutes."""
+    plans = json.loads(plans_file.read_text(encoding="utf-8"))
+    stages = len(FEATURES)
+    architecture = json.loads(json.dumps(plans["configurations"]["3d_fullres"]["architecture"]))
+    architecture["arch_kwargs"] |= {
+        "n_stages": stages,
+        "features_per_stage": FEATURES,
+        "kernel_sizes": [[3, 3, 3]] * stages,
+        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [1] * (stages - 1),
+    }
+    plans["configurations"][CONFIGURATION] = {
+        "inherits_from": "3d_fullres",
+        "data_identifier": f"{PLANS}_{CONFIGURATION}",
+        "architecture": architecture,
+        **COARSE,
+    }
+    write_json(plans, plans_file)
+
+
+def _plans_file(folders: dict[str, Path]) -> Path:
+    return folders["nnUNet_preprocessed"] / DATASET_NAME / f"{PLANS}.json"
+
+
+def _contents(root: Path, folders: dict[str, Path], steps: list[Step], seconds: dict[str, float]) -> report.Contents:
+    raw = folders["nnUNet_raw"] / DATASET_NAME
+    model = folders["nnUNet_results"] / DATASET_NAME / f"{TRAINER}__{PLANS}__{CONFIGURATION}" / f"fold_{FOLD}"
+    section: dict[str, Any] = json.loads(_plans_file(folders).read_text(encoding="utf-8"))["freetumor"]
+    return report.Contents(
+        scores=_scores(raw / "labelsTs", root / "predictions"),
+        training_images=sorted((raw / "imagesTr").glob("*.nii.gz"))[:4],
+        test_images=raw / "imagesTs",
+        references=raw / "labelsTs",
+        predictions=root / "predictions",
+        preview=next((root / "preview").glob("*.png")),
+        first_batch=model / "freetumor_first_batch.png",
+        curve=model / "freetumor_planted.png",
+        steps=[(step.title, step.command, seconds[step.name]) for step in steps],
+        prior_sources=[target["source"] for target in section["targets"]],
+    )
+
+
+def _scores(references: Path, predictions: Path) -> list[CaseScore]:
+    scores = []
+    for path in sorted(references.glob("*.nii.gz")):
+        reference, prediction = read_label(path), read_label(predictions / path.name)
+        case = path.name.removesuffix(".nii.gz")
+        scores.append(score_case(case, reference.array, prediction.array, reference.spacing_mm))
+    return scores

@@ -1,0 +1,29 @@
+"""The benchmark measures plain nnU-Net and FreeTumor in one run and ends with lines for machines."""
+
+import json
+import os
+
+import pytest
+
+from nnunetv2_freetumor import bench
+from nnunetv2_freetumor.bench_data import Layout
+
+TINY = bench.Setup(Layout((32, 56, 56), (4.0, 2.0, 2.0), (16, 32, 32), (4, 4, 8), cases=2), 1, 2, 2, 1)
+NAMES = ["iteration_ratio_texture", "synthesis_ms_per_lesion", "augmentation_ms", "extra_memory_mib"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_ends_with_its_lines_and_leaves_the_environment_as_it_was(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(bench.SETUPS, "cpu", TINY)
+    before = dict(os.environ)
+    bench.bench_command(str(tmp_path), "cpu")
+    lines = capsys.readouterr().out.splitlines()[-len(NAMES) :]
+    assert [line.split("=")[0] for line in lines] == [f"bench: {name}" for name in NAMES]
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert [float(line.split("=")[1]) for line in lines] == [written[name] for name in NAMES]
+    assert dict(os.environ) == before
+
+
+def test_an_unknown_device_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="-device must be one of cpu, cuda for the benchmark, but it is 'tpu'"):
+        bench.bench_command(str(tmp_path), "tpu")
