@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_freetumor.generators import core_hu
 from nnunetv2_freetumor.intensity import RAW_CT, from_plans
-from nnunetv2_freetumor.measurement import REFERENCE_HU
 from nnunetv2_freetumor.plan import Section, Target
 
 ORIGINAL = "freetumor_original_intensity"  # key in the plans: what nnU-Net had planned, and when it was widened
@@ -139,6 +140,9 @@ def cores(target: Target, host_hu: float) -> Window:
     """Predict where usual lesions' cores lie: core = host - k (host - 20 HU), for k one standard deviation off."""
     texture = target.prior.texture
     filled = texture.opacity if texture.ground_glass_share == 1 else (1.0, 1.0)
-    strength = ((texture.k_mean - texture.k_sd) * filled[0], (texture.k_mean + texture.k_sd) * filled[1])
-    cores = [max(host_hu - k * (host_hu - REFERENCE_HU), texture.min_core_hu) for k in strength]
+    full = [
+        float(core_hu(torch.tensor(host_hu, dtype=torch.float64), k, texture))
+        for k in (texture.k_mean - texture.k_sd, texture.k_mean + texture.k_sd)
+    ]
+    cores = [host_hu + share * (core - host_hu) for core, share in zip(full, filled)]
     return Window(min(cores), max(cores))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ TRAINING_CASES, TEST_CASES, SEED = 12, 5, 1
 PIXEL_MM, SLICE_MM = (1.3, 1.5), (4.0, 5.0)
 EPOCHS = 20
 PREVIEW_LESIONS = 4
-COARSE = {"spacing": [5.0, 3.0, 3.0], "patch_size": [32, 64, 80], "batch_size": 2}  # z, y, x
-FEATURES = [16, 32, 64, 96]  # of the small network, by stage
+COARSE = {"spacing": [4.0, 2.5, 2.5], "patch_size": [24, 56, 56], "batch_size": 2, "batch_dice": True}  # z, y, x
+FEATURES = [16, 32, 64, 64]  # of the small network, by stage
 
 
 def demo_command(output: str | Path, device: str | None = None) -> None:
@@ -38,12 +39,24 @@ def demo_command(output: str | Path, device: str | None = None) -> None:
     """
     root = check_writable(output).resolve()
     folders = {name: check_writable(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    steps = _steps(root, folders, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    steps = _steps(root, folders, choose_device(device))
     runner = Runner(check_writable(root / "steps"), _environment(folders), len(steps))
     for step in steps:
         runner.run(step)
     page = report.write_report(_contents(root, folders, steps, runner.seconds), root / "report.html")
     print(f"Report:\n{page}")
+
+
+def choose_device(device: str | None) -> str:
+    """Take the device that was asked for, or else a CUDA device where there is one.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    choices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    if device is not None and device not in choices:
+        raise ValueError(f"-device must be one of {', '.join(choices)} on this machine, but it is '{device}'.")
+    return device or choices[-1]
 
 
 def _environment(folders: dict[str, Path]) -> dict[str, str]:
@@ -87,7 +100,7 @@ def _steps(root: Path, folders: dict[str, Path], device: str) -> list[Step]:
         Step(
             "preview",
             "look at what will be planted",
-            f"nnUNetv2_freetumor preview {model} -o {root / 'preview'} -n {PREVIEW_LESIONS}",
+            f"nnUNetv2_freetumor preview {model} -o {_quoted(root / 'preview')} -n {PREVIEW_LESIONS}",
         ),
         Step(
             "train",
@@ -126,6 +139,10 @@ def add_coarse_configuration(plans_file: Path) -> None:
         **COARSE,
     }
     write_json(plans, plans_file)
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _plans_file(folders: dict[str, Path]) -> Path:

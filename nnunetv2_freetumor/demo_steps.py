@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ LAST_LINES = 25  # of a failed step's log, to be shown
 
 
 class Step(NamedTuple):
-    """One step: a command line as one would type it, or a function of this process."""
+    """One step: a command line as one would type it, or a function of this process and what to call it."""
 
     name: str
     title: str
@@ -68,7 +69,7 @@ class Runner:
 
     def _call(self, step: Step) -> None:
         log = self.folder / f"{step.name}.log"
-        words = step.command.split()
+        words = shlex.split(step.command)
         with log.open("w", encoding="utf-8") as stream:
             process = subprocess.Popen(
                 [*program(words[0]), *words[1:]], stdout=stream, stderr=subprocess.STDOUT, env=self.environment

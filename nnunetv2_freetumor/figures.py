@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -138,6 +139,7 @@ def batch_preview(
     lesion_sheet(pictures[:MOST_ROWS], path, "Planted into the first batch that got a lesion")
 
 
+@style.context("default")  # nnU-Net's own figure leaves very large fonts behind
 def counts_curve(history: Mapping[str, Sequence[float]], path: str | Path) -> None:
     """Draw what every epoch saw and planted: `eligible` and `planted`, and the planted by size class."""
     figure = Figure(figsize=(9, 6), facecolor="white", layout="constrained")

@@ -111,8 +111,7 @@ def _noise(region: Region, structure: Volume, plain: Volume, vessel: Bool[Tensor
 def texture_contrast(region: Region, texture: Texture, look: Look) -> Volume:
     """Draw a lesion without any weights (the `texture` generator)."""
     behind = analyze(region)
-    k = texture.k_mean + texture.k_sd * look.contrast
-    core = (behind.host_hu - k * (behind.host_hu - SOFT_TISSUE_HU)).clamp_min(texture.min_core_hu)
+    core = core_hu(behind.host_hu, texture.k_mean + texture.k_sd * look.contrast, texture)
     drop = core - behind.host_hu
     variety = heterogeneity(region, texture, look)
     inside = behind.trend + drop + variety.sum(0) + _necrosis(region, texture, look, core, variety[1])
@@ -127,6 +126,17 @@ def texture_contrast(region: Region, texture: Texture, look: Look) -> Volume:
         center = _profile(region, texture, (0.25 + 0.25 * look.uniform[5]) * look.diameter_mm)
         return center * solid + (profile - center).clamp_min(0) * glass
     return profile * solid + rim
+
+
+def core_hu(host_hu: Float[Tensor, ""], k: float, texture: Texture) -> Float[Tensor, ""]:
+    """Give the core's HU: by the enhancement phase, above its floor, and far enough from the host to be seen.
+
+    A lesion that nobody can see would only teach the segmenter to invent tumors.
+    """
+    core = (host_hu - k * (host_hu - SOFT_TISSUE_HU)).clamp_min(texture.min_core_hu)
+    darker, brighter = host_hu - texture.min_contrast_hu, host_hu + texture.min_contrast_hu
+    seen = torch.where((core <= host_hu) & (darker >= texture.min_core_hu), darker, brighter)
+    return torch.where((core - host_hu).abs() < texture.min_contrast_hu, seen, core)
 
 
 def heterogeneity(region: Region, texture: Texture, look: Look) -> Float[Tensor, "2 x y z"]:

@@ -11,8 +11,8 @@ from nnunetv2_freetumor.volume import Spacing
 FAT_HU = (-150.0, -30.0)
 _OUTSIDE_AIR_HU = -950.0
 _SMOOTH_MM = 3.0
-_WALL_HU = -300.0  # averaged over 12 mm: the body wall has it, the shell of a mattress has not
-_WALL_MM = 12.0
+_WALL_HU = -300.0  # averaged over 20 mm: the body wall has it, the shell of a mattress has not
+_WALL_MM = 20.0
 _OPENING_MM = 4.0
 _SPREAD_MM = 60.0
 
@@ -67,7 +67,7 @@ def _inside_air(hu: Float[Tensor, "b 1 x y z"], range_hu: tuple[float, float], s
 
     Smoothing keeps noise in outside air from passing as lung; an opening removes the partial-volume skin of every air
     surface; along every axis and both ways a voxel must meet thick tissue, or the patch's border without outside air
-    before it, which a mattress under the body does not.
+    before it, and lie between thick tissue along one axis at least: a mattress under the body does not.
     """
     smooth = _box_mean(hu, _SMOOTH_MM, spacing_mm)
     air = (smooth > max(range_hu[0], _OUTSIDE_AIR_HU)) & (smooth < range_hu[1])
@@ -86,11 +86,12 @@ def _box_mean(hu: Float[Tensor, "b 1 x y z"], width_mm: float, spacing_mm: Spaci
 
 
 def _surrounded(thick: Mask, outside: Mask) -> Mask:
-    found = torch.ones_like(thick)
+    enclosed, between = torch.ones_like(thick), torch.zeros_like(thick)
     for axis in (2, 3, 4):
-        found &= _met(thick, axis) | ~_met(outside, axis)
-        found &= (_met(thick.flip(axis), axis) | ~_met(outside.flip(axis), axis)).flip(axis)
-    return found
+        before, after = _met(thick, axis), _met(thick.flip(axis), axis).flip(axis)
+        between |= before & after
+        enclosed &= (before | ~_met(outside, axis)) & (after | ~_met(outside.flip(axis), axis).flip(axis))
+    return enclosed & between
 
 
 def _met(mask: Mask, axis: int) -> Mask:

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from scipy import ndimage, optimize
 
+from nnunetv2_freetumor.generators import SOFT_TISSUE_HU
 from nnunetv2_freetumor.hosts import host_mask
 from nnunetv2_freetumor.plan import Target
 
 MIN_VOXELS = 10
 MIN_DIAMETER_MM = 3.0
-REFERENCE_HU = 20.0  # of k = (host - core) / (host - 20 HU): unenhanced fluid-like tissue
 WIDTH_10_90 = 2 * math.log(9)  # 10-90 % width of a logistic ramp in units of its scale
 _RING_MM = (2.0, 12.0)
 _CORE_MM = 4.0
@@ -128,8 +128,8 @@ def _measure_tumor(
     core = depth_mm > min(_CORE_MM, 0.6 * depth_mm.max())
     host_hu = float(np.median(hu[ring]))
     contrast_hu = float(np.median(hu[core])) - host_hu
-    to_reference_hu = host_hu - REFERENCE_HU
-    k_is_known = abs(to_reference_hu) >= REFERENCE_HU and diameter_mm >= _MIN_K_DIAMETER_MM
+    to_reference_hu = host_hu - SOFT_TISSUE_HU
+    k_is_known = abs(to_reference_hu) >= SOFT_TISSUE_HU and diameter_mm >= _MIN_K_DIAMETER_MM
     return Tumor(
         *size_and_shape,
         host_hu,

@@ -18,6 +18,8 @@ SPREAD = 2.2  # how many radii a patchy lesion may reach from its center
 _PULL = 0.5
 _DEPTH_SHARE = 0.3
 _MAX_DEPTH_MM = 25.0
+_FINEST_MM = 2.5
+_MM_PER_UNIT = 0.125  # of the diameter: the field's gradient at the surface, measured, is about 8 per diameter
 
 
 def signed_distance_mm(
@@ -33,12 +35,12 @@ def signed_distance_mm(
     field = _PULL * (offsets_mm.norm(dim=-1) / radius) ** 2 + depth / (_DEPTH_SHARE * diameter_mm)
     for white, share, strength in zip(tiles, (0.4, 0.16), (0.8, 0.5)):
         tile = smooth_noise_tile(white.flip(0)).to(host.device, non_blocking=True)
-        field = field + strength * sample_tile(tile, offsets_mm / (share * radius))
+        field = field + strength * sample_tile(tile, offsets_mm / max(share * radius, _FINEST_MM))
     near = host & (offsets_mm.norm(dim=-1) < SPREAD * radius)
     ranked = torch.where(near, field, 1e3).flatten()
     wanted = min(max(round(math.pi / 6 * diameter_mm**3 / math.prod(spacing_mm)), 1), ranked.numel())
     level = ranked.kthvalue(wanted).values.clamp_max(999.0)
-    return torch.where(near, field - level, 1.0) * (_DEPTH_SHARE * diameter_mm)
+    return torch.where(near, field - level, 1.0) * (_MM_PER_UNIT * diameter_mm)
 
 
 def _depth_mm(host: Bool[Tensor, "x y z"], spacing_mm: Spacing) -> Float[Tensor, "x y z"]:

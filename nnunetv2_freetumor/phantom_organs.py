@@ -35,7 +35,7 @@ def _paint_fat_vessels(body: Body) -> None:
         body.scene.paint(found.window, found.distance, body.hu["vena_cava"] * 0.8)
 
 
-COLON = {
+COLON: dict[str, list[Point]] = {
     "ascending": [(-96, 20, -140), (-98, 12, -110), (-95, 2, -84), (-80, -22, -72)],
     "transverse": [(-80, -22, -72), (-45, -58, -66), (0, -68, -74), (48, -62, -58), (84, -32, -28), (97, 8, -6)],
     "descending": [(97, 8, -6), (104, 26, -40), (104, 24, -80), (100, 20, -140)],
@@ -56,7 +56,7 @@ def _paint_bowel(body: Body) -> None:
     ]
     _paint_gut(body, duodenum, [10, 11, 11, 11, 10, 9], 2.5, gas_share=0.0)
     for points in COLON.values():
-        moved = [tuple(np.add(p, body.rng.normal(0, 3, 3))) for p in points]
+        moved = _points(np.asarray(points) + body.rng.normal(0, 3, (len(points), 3)))
         radius = body.rng.uniform(15, 21)
         _paint_gut(body, moved, [radius] * len(points), 2.0, gas_share=body.rng.uniform(0.1, 0.6), feces=True)
 
@@ -65,8 +65,11 @@ def _loop(rng: np.random.Generator) -> list[Point]:
     center = np.array([rng.uniform(-55, 75), rng.uniform(-58, -22), rng.uniform(-120, -45)])
     angle = np.linspace(0, rng.uniform(3, 6), 7) + rng.uniform(0, 6)
     flat = np.stack([np.cos(angle), 0.6 * np.sin(angle), 0.5 * np.sin(2 * angle)], axis=1) * rng.uniform(20, 32)
-    points = center + flat + rng.normal(0, 4, (7, 3))
-    return [tuple(p) for p in points]
+    return _points(center + flat + rng.normal(0, 4, (7, 3)))
+
+
+def _points(array: np.ndarray) -> list[Point]:
+    return [(float(x), float(y), float(z)) for x, y, z in array]
 
 
 def _paint_gut(

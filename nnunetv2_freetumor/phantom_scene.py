@@ -46,8 +46,8 @@ class Scene:
 
     def middle(self, thin: int) -> "Scene":
         """Give an empty scene of every `thin`-th layer, for what hardly changes along z."""
-        (depth, *shape), (dz, *spacing), (z, *origin) = self.grid
-        grid = Grid((depth // thin, *shape), (dz * thin, *spacing), (z + dz * (thin // 2), *origin))
+        (depth, height, width), (dz, dy, dx), (z, y, x) = self.grid
+        grid = Grid((depth // thin, height, width), (dz * thin, dy, dx), (z + dz * (thin // 2), y, x))
         return Scene(grid, self.scale, [shift[thin // 2 :: thin] for shift in self.shift])
 
     def window(self, low: Point, high: Point, margin_mm: float = 12.0) -> Window:

@@ -78,6 +78,7 @@ class Texture:
     k_mean: float = 0.55
     k_sd: float = 0.15
     min_core_hu: float = -1000.0
+    min_contrast_hu: float = 18.0  # no core is closer to its host
     edge_depth_mm: float = 1.8  # half-contrast depth inside the mask, at most
     edge_depth_per_radius: float = 0.25  # and at most this share of the radius
     edge_scale_mm: float = 0.75  # scale of the logistic ramp
@@ -93,7 +94,9 @@ class Texture:
     opacity: tuple[float, float] = (0.25, 0.55)  # share of the voxel that ground glass fills, drawn uniformly
 
     def __post_init__(self) -> None:
-        _check_not_negative(self, "k_sd", "edge_depth_mm", "edge_depth_per_radius", "fine_hu", "coarse_hu", "rim_hu")
+        _check_not_negative(
+            self, "k_sd", "min_contrast_hu", "edge_depth_mm", "edge_depth_per_radius", "fine_hu", "coarse_hu", "rim_hu"
+        )
         _check_share(self, "necrotic_share", "rim_enhancing_share", "part_solid_share", "ground_glass_share")
         for name in ("edge_scale_mm", "fine_mm", "coarse_per_diameter"):
             check(getattr(self, name) > 0, name, "must be above 0", getattr(self, name))

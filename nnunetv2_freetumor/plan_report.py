@@ -21,14 +21,17 @@ def describe(section: Section, plans: dict[str, Any]) -> str:
         ]
     unused = [name for name, values in names.items() if not values & used]
     lines.append(f"  labels without a role: {', '.join(unused) or 'none'}")
-    if absent := section.fingerprint["absent_labels"]:
+    if absent := section.fingerprint.get("absent_labels"):
         lines.append(f"  labels in no training case: {', '.join(absent)}; validation cannot measure them")
     return "\n".join([*lines, f"  clip window: {clip_window.clipped_at(plans)}"])
 
 
 def _describe_target(target: Target, section: Section, names: dict[str, frozenset[int]]) -> list[tuple[str, str]]:
-    texture, measured = target.prior.texture, section.fingerprint["targets"][target.name]
-    host_hu = measured["host"]["median_hu"]["p50"]
+    texture, measured = target.prior.texture, section.fingerprint.get("targets", {}).get(target.name)
+    contrast = "not measured on this dataset"
+    if measured:
+        host_hu = measured["host"]["median_hu"]["p50"]
+        contrast = f"host at {host_hu:.0f} HU, lesions at {clip_window.cores(target, host_hu)}"
     sizes = [f"{size.weight:g} x {size.distribution} {size.min_mm:g}-{size.max_mm:g} mm" for size in target.prior.sizes]
     return [
         ("host", _name_labels(target.host_labels, names) or f"{target.host_hu} HU inside the body"),
@@ -36,7 +39,7 @@ def _describe_target(target: Target, section: Section, names: dict[str, frozense
         ("keep away", _name_labels(target.lesion_labels, names)),
         ("numbers", target.source),
         ("sizes", ", ".join(sizes)),
-        ("contrast", f"host at {host_hu:.0f} HU, lesions at {clip_window.cores(target, host_hu)}"),
+        ("contrast", contrast),
         ("edge", f"{WIDTH_10_90 * texture.edge_scale_mm:.1f} mm (10-90 %), at most {texture.edge_depth_mm:g} mm deep"),
     ]
 

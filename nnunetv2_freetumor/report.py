@@ -102,7 +102,7 @@ def _introduction(contents: Contents) -> str:
     minutes = sum(seconds for _, _, seconds in contents.steps) / 60
     return (
         "<h1>nnU-Net with synthetic tumors: demo</h1>"
-        "<p>CT phantoms were made, and nnU-Net was planned, preprocessed, trained and run on them with its own commands. "
+        "<p>CT phantoms were made, and nnU-Net was planned, preprocessed, trained and run on them by its own commands. "
         "During training, synthetic tumors were planted into its batches. The whole line took "
         f"{minutes:.1f} minutes. On {len(contents.scores)} test cases the network found <b>{found} of {len(lesions)}"
         f"</b> tumors, with {alarms} false positive{'' if alarms == 1 else 's'}.</p>"

@@ -88,7 +88,7 @@ def _around(mask: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, int]]:
     """Give axis limits, y downwards, that hold a mask with some margin."""
     if not mask.any():
         return (0, mask.shape[1]), (mask.shape[0], 0)
-    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
+    rows, columns = (np.nonzero(mask.any(axis=axis))[0].tolist() for axis in (1, 0))
     return (columns[0] - 8, columns[-1] + 8), (rows[-1] + 8, rows[0] - 8)
 
 

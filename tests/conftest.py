@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from jaxtyping import install_import_hook
 
-install_import_hook("nnunetv2_freetumor", "beartype.beartype")
+# an int where a float is asked for passes here as it passes mypy
+install_import_hook("nnunetv2_freetumor", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

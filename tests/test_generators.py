@@ -53,6 +53,13 @@ def test_the_draw_shifts_the_contrast():
     assert means[0] - means[1] == pytest.approx(2 * 0.1 * 90, abs=1.0)
 
 
+@pytest.mark.parametrize(("host_hu", "floor_hu", "expected"), [(35.0, -1000.0, -18.0), (35.0, 30.0, 18.0)])
+def test_lesions_stay_visible_in_an_organ_near_soft_tissue(host_hu, floor_hu, expected):
+    region = make_region(host_hu, noise_hu=0.0)
+    texture = Texture(k_sd=0.0, fine_hu=0.0, coarse_hu=0.0, rim_hu=0.0, min_core_hu=floor_hu)
+    assert float(texture_contrast(region, texture, make_look())[core(region)].mean()) == pytest.approx(expected, abs=1)
+
+
 def test_half_of_the_contrast_lies_at_the_edge_depth_inside_the_mask():
     region = make_region(noise_hu=0.0)
     change = texture_contrast(region, PLAIN, make_look()) / (-0.55 * 90)

@@ -16,8 +16,20 @@ COARSE = {"pixel_mm": (2.5, 2.5), "slice_mm": (6.0, 6.0)}
 LARGE = {"diameter_mm": (24.0, 30.0), **COARSE}
 MEDIAN_HU = {  # bounds by phase
     "unenhanced": {"liver": (35, 75), "kidney": (15, 50), "aorta": (25, 60), "lung": (-950, -750), "spleen": (30, 65)},
-    "arterial": {"liver": (45, 95), "kidney": (60, 210), "aorta": (190, 370), "lung": (-950, -750), "spleen": (80, 160)},
-    "venous": {"liver": (80, 140), "kidney": (110, 240), "aorta": (110, 200), "lung": (-950, -750), "spleen": (85, 160)},
+    "arterial": {
+        "liver": (45, 95),
+        "kidney": (60, 210),
+        "aorta": (190, 370),
+        "lung": (-950, -750),
+        "spleen": (80, 160),
+    },
+    "venous": {
+        "liver": (80, 140),
+        "kidney": (110, 240),
+        "aorta": (110, 200),
+        "lung": (-950, -750),
+        "spleen": (85, 160),
+    },
 }
 
 
@@ -59,7 +71,9 @@ def test_the_air_around_and_the_marrow_inside_are_what_they_are(phantom):
 
 
 def test_the_same_seed_gives_the_same_voxels_and_another_seed_gives_another_patient():
-    first, again, other = (make_phantom(seed, lesions=1, **COARSE) for seed in (5, 5, 6))
+    first, again, other = (
+        make_phantom(seed, lesions=1, pixel_mm=(4.0, 4.0), slice_mm=(8.0, 8.0)) for seed in (5, 5, 6)
+    )
     assert np.array_equal(first.image, again.image) and np.array_equal(first.tumor, again.tumor)
     assert first.image.shape != other.image.shape or not np.array_equal(first.organ, other.organ)
 
@@ -115,7 +129,7 @@ def test_noise_is_correlated_like_a_reconstruction_and_even_over_large_distances
     blocks = noise.reshape(6, 8, 16, 8, 16).mean(axis=(2, 4))
     assert np.isclose(noise.std(), 1, atol=1e-3)
     assert neighbors > 0.4
-    assert blocks.std() < 0.1
+    assert blocks.std() < 0.15
 
 
 def test_vessels_thin_out_from_the_root_and_give_way_to_a_tumor():

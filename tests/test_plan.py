@@ -36,7 +36,7 @@ def test_a_section_survives_writing_and_reading():
     [
         (("probabilty_tumor_free",), 0.5, "'freetumor' knows only the keys targets, labels, .* it is 'probabilty_"),
         (("probability_tumor_free",), 1.5, "'probability_tumor_free' must lie between 0 and 1, but it is 1.5"),
-        (("probability_tumor_free",), "0.5", "'freetumor.probability_tumor_free' must be of type float, but it is '0.5'"),
+        (("probability_tumor_free",), "0.5", "'freetumor.probability_tumor_free' must be of type float, .* is '0.5'"),
         (("tumor_free_patches_only",), 1, "'freetumor.tumor_free_patches_only' must be of type bool, but it is 1"),
         (("generator",), "gan", "'freetumor.generator' must be one of 'texture', but it is 'gan'"),
         (("clearance_mm",), -1.0, "'clearance_mm' must not be negative"),

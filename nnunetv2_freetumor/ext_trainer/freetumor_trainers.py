@@ -1,1 +1,2 @@
+from nnunetv2_freetumor.demo_trainer import *  # noqa: F403
 from nnunetv2_freetumor.trainer import *  # noqa: F403
