@@ -25,7 +25,7 @@ SOFT_TISSUE_HU = 20.0  # what contrast is measured against: core = host - k (hos
 STRUCTURE_MM = 1.2  # what is smoother than this is anatomy, what is finer is the scanner's noise
 TREND_MM = 8.0
 TAIL_MM = 3.0  # how far outside its surface a lesion may change the host
-NECROSIS_FROM_MM = 15.0
+VARIANTS_FROM_MM = 15.0  # smaller lesions have neither necrosis nor a bright rim: nothing would be left to see
 _NOISE_LIMIT = 3.0
 _VESSEL_SPREADS = 4.0  # of the plain host, whose spread is cut at 1.5: about three standard deviations
 _BORROW_MM = 6.0
@@ -113,11 +113,12 @@ def texture_contrast(region: Region, texture: Texture, look: Look) -> Volume:
     behind = analyze(region)
     core = core_hu(behind.host_hu, texture.k_mean + texture.k_sd * look.contrast, texture)
     drop = core - behind.host_hu
+    profile = _profile(region, texture, 0.0)
     variety = heterogeneity(region, texture, look)
+    variety = variety - (variety * profile).sum((1, 2, 3), keepdim=True) / profile.sum().clamp_min(1e-3)
     inside = behind.trend + drop + variety.sum(0) + _necrosis(region, texture, look, core, variety[1])
     solid = inside + behind.noise - region.hu
     glass = _glass(region, behind, core, variety[1], texture, look)
-    profile = _profile(region, texture, 0.0)
     rim = _rim(region, texture, look, profile, drop)
     kind, share = look.uniform[3], texture.ground_glass_share
     if kind < share:
@@ -168,8 +169,8 @@ def _band(region: Region, center_mm: float | Float[Tensor, ""], width_mm: float)
 
 def _rim(region: Region, texture: Texture, look: Look, profile: Volume, drop: Float[Tensor, ""]) -> Volume:
     """Draw the faint rim around a lesion, or the bright one just inside the edge of a rim-enhancing lesion."""
-    if look.uniform[2] >= texture.rim_enhancing_share:
-        return texture.rim_hu * look.uniform[0] * _band(region, 0.8, 1.5) * (1 - profile)
+    if look.diameter_mm < VARIANTS_FROM_MM or look.uniform[2] >= texture.rim_enhancing_share:
+        return texture.rim_hu * look.uniform[0] * _band(region, 0.8, 1.5) * (1 - profile).square()
     width = min(max(0.05 * look.diameter_mm, 0.8), 1.8)
     depth = _edge_depth_mm(region, texture) + 1.5 * width
     return (0.6 + 0.7 * look.uniform[0]) * drop.abs() * _band(region, -depth, width)
@@ -177,7 +178,7 @@ def _rim(region: Region, texture: Texture, look: Look, profile: Volume, drop: Fl
 
 def _necrosis(region: Region, texture: Texture, look: Look, core: Float[Tensor, ""], coarse: Volume) -> Volume:
     """Darken the center of a necrotic lesion towards fluid, along an irregular border."""
-    if look.diameter_mm < NECROSIS_FROM_MM or look.uniform[1] >= texture.necrotic_share:
+    if look.diameter_mm < VARIANTS_FROM_MM or look.uniform[1] >= texture.necrotic_share:
         return torch.zeros_like(coarse)
     inset = (0.15 + 0.15 * look.uniform[5]) * look.diameter_mm
     wander = 0.08 * look.diameter_mm * coarse / max(texture.coarse_hu, 1e-3)

@@ -18,7 +18,7 @@ from nnunetv2_freetumor.volume import Spacing
 
 MAX_CUT = 0.2  # share of a lesion's volume that the host may cut off
 MIN_IN_PATCH = 0.5  # share of a lesion that must lie inside the patch
-_CELLS = 16384
+_CELLS = 8192
 
 
 class Placement(NamedTuple):
@@ -77,29 +77,28 @@ def _pick(usable: Bool[Tensor, "b t"], uniform: Float[Tensor, "b"]) -> Int[Tenso
 
 
 class _Cells(NamedTuple):
-    low: Float[Tensor, "c 3"]  # voxels
-    high: Float[Tensor, "c 3"]
-    occupied: Bool[Tensor, "b c"]
+    stride: int  # voxels
+    far: Float[Tensor, "b cx cy cz"]  # 0 where a real lesion touches the cell, infinite elsewhere
 
 
 def _lesion_cells(real: Bool[Tensor, "b 1 x y z"]) -> _Cells:
     """Summarize where real lesions lie in coarse cells: a distance to an occupied cell never exceeds the true one."""
-    shape = real.shape[2:]
-    stride = max(2, math.ceil((math.prod(shape) / _CELLS) ** (1 / 3)))
-    coarse = functional.max_pool3d(real.float(), stride, ceil_mode=True)
-    axes = [torch.arange(n, device=real.device, dtype=torch.float32) * stride for n in coarse.shape[2:]]
-    low = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-    high = torch.minimum(low + stride - 1, torch.tensor(shape, device=real.device) - 1.0)
-    return _Cells(low, high, coarse.flatten(1) > 0)
+    stride = max(2, math.ceil((math.prod(real.shape[2:]) / _CELLS) ** (1 / 3)))
+    occupied = functional.max_pool3d(real.float(), stride, ceil_mode=True)[:, 0]
+    return _Cells(stride, torch.where(occupied > 0, 0.0, torch.inf))
 
 
 def _clearance_mm(cells: _Cells, centers: Float[Tensor, "b n 3"], spacing_mm: Spacing) -> Float[Tensor, "b n"]:
-    squares = torch.zeros((), device=centers.device)
+    """Measure how far each center is from the nearest occupied cell; squared gaps add up axis by axis."""
+    square = cells.far[:, None]
     for axis, step in enumerate(spacing_mm):
+        low = torch.arange(cells.far.shape[axis + 1], device=centers.device) * cells.stride
         at = centers[..., axis, None]
-        gap = (cells.low[:, axis] - at).clamp_min(0) + (at - cells.high[:, axis]).clamp_min(0)
-        squares = squares + (gap * step) ** 2
-    return torch.where(cells.occupied[:, None], squares, torch.inf).amin(-1).sqrt()
+        gap = (low - at).clamp_min(0) + (at - low - (cells.stride - 1)).clamp_min(0)
+        shape = [*gap.shape[:2], 1, 1, 1]
+        shape[2 + axis] = -1
+        square = square + ((gap * step) ** 2).reshape(shape)
+    return square.flatten(2).amin(2).sqrt()
 
 
 def _place_target(target, clearance_mm, spacing_mm, hu, label, host, blocked, rank, jitter, plans):

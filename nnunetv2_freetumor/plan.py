@@ -88,7 +88,7 @@ class Texture:
     coarse_per_diameter: float = 0.2  # sigma of the coarse heterogeneity as a share of the diameter, at least 3 mm
     rim_hu: float = 12.0  # rim enhancement is uniform in 0..rim_hu
     necrotic_share: float = 0.0  # share of lesions above 15 mm with a darker center
-    rim_enhancing_share: float = 0.0  # share of lesions with a bright rim instead of the usual faint one
+    rim_enhancing_share: float = 0.0  # share of lesions above 15 mm with a bright rim instead of the usual faint one
     part_solid_share: float = 0.0  # share of lesions with a ground-glass shell around a solid core
     ground_glass_share: float = 0.0  # share of lesions that are ground glass throughout
     opacity: tuple[float, float] = (0.25, 0.55)  # share of the voxel that ground glass fills, drawn uniformly

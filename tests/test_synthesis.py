@@ -161,6 +161,28 @@ def test_lesions_have_the_drawn_volume_and_two_voxels_along_each_axis(organ_phan
     assert 0.8 < torch.tensor(ratios).median() < 1.1
 
 
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_lesions_are_as_large_in_millimeters_along_every_axis_however_the_axes_are_transposed(organ_phantom, axes):
+    order = (0, 1, *(axis + 2 for axis in axes))
+    spacing = tuple(organ_phantom.spacing_mm[axis] for axis in axes)
+    phantom = organ_phantom._replace(
+        image=organ_phantom.image.permute(order), label=organ_phantom.label.permute(order), spacing_mm=spacing
+    )
+    ball = Shape(
+        elongation_logit=(9.0, 0.0), flatness_logit=(9.0, 0.0), roughness=(0.0, 0.0), roughness_ln_sd=0.0,
+        lobe_odds=(0.0, 0.0),
+    )  # fmt: skip
+    sizes = (SizeClass(distribution="log_uniform", weight=1.0, min_mm=19.9, max_mm=20.1),)
+    prior = dataclasses.replace(PRIOR, sizes=sizes, shape=ball, lesions_per_patch=(1.0,))
+    extents = []
+    for seed in range(6):
+        voxels = torch.nonzero(synthesize(phantom, seed=seed, prior=prior)[0].label == TUMOR)[:, 2:]
+        if len(voxels):
+            extents.append((voxels.amax(0) - voxels.amin(0) + 1) * torch.tensor(spacing))
+    assert len(extents) >= 2
+    assert torch.allclose(torch.stack(extents).amax(0), torch.tensor(20.0), atol=3.1)
+
+
 def test_lesions_are_darker_than_the_organ_and_keep_its_noise(organ_phantom):
     sizes = (SizeClass(distribution="log_uniform", weight=1.0, min_mm=23.0, max_mm=24.0),)
     prior = dataclasses.replace(PRIOR, sizes=sizes, lesions_per_patch=(1.0,))
