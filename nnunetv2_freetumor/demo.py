@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from nnunetv2_freetumor.demo_steps import Runner, Step
 from nnunetv2_freetumor.phantom_cohort import write_cohort
 
 DATASET, DATASET_NAME = 900, "Dataset900_Phantom"
+RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
 PLANS, CONFIGURATION, FOLD, TRAINER = "nnUNetPlans", "3d_coarse", 0, "nnUNetTrainerFreeTumor_demo"
 TRAINING_CASES, TEST_CASES, SEED = 12, 5, 1
 PIXEL_MM, SLICE_MM = (1.3, 1.5), (4.0, 5.0)
@@ -37,14 +37,13 @@ def demo_command(output: str | Path, device: str | None = None) -> None:
     Raises:
         ValueError: the folder cannot be written to, or a step failed.
     """
+    chosen = choose_device(device)
     root = check_writable(output).resolve()
-    folders = {name: check_writable(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    steps = _steps(root, folders, choose_device(device))
-    runner = Runner(check_writable(root / "steps"), _environment(folders), len(steps))
+    steps = [*_preparation(root), *_training(chosen)]
+    runner = Runner(root, _environment(root), len(steps))
     for step in steps:
         runner.run(step)
-    page = report.write_report(_contents(root, folders, steps, runner.seconds), root / "report.html")
-    print(f"Report:\n{page}")
+    print(f"Report:\n{report.write_report(_contents(root, steps, runner.seconds), root / 'report.html')}")
 
 
 def choose_device(device: str | None) -> str:
@@ -59,25 +58,30 @@ def choose_device(device: str | None) -> str:
     return device or choices[-1]
 
 
-def _environment(folders: dict[str, Path]) -> dict[str, str]:
-    """Give the commands folders of their own, two workers, and no torch.compile (it pays only in long trainings)."""
+def _environment(root: Path) -> dict[str, str]:
+    """Give the commands folders of their own and settings for two cores; torch.compile pays only in long trainings."""
     startup.extend()
-    own = {name: str(path) for name, path in folders.items()}
-    workers = {"nnUNet_def_n_proc": "2", "nnUNet_n_proc_DA": "2", "nnUNet_compile": "f", "PYTHONUNBUFFERED": "1"}
-    return {**os.environ, **own, **workers}
+    settings = {
+        "nnUNet_def_n_proc": "2",
+        "nnUNet_n_proc_DA": "2",
+        "nnUNet_compile": "f",
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait leave the core to the loader processes
+        "PYTHONUNBUFFERED": "1",
+    }
+    return {
+        **os.environ,
+        **{name: str(check_writable(root / name)) for name in (RAW, PREPROCESSED, RESULTS)},
+        **settings,
+    }
 
 
-def _steps(root: Path, folders: dict[str, Path], device: str) -> list[Step]:
-    raw, plans_file = folders["nnUNet_raw"] / DATASET_NAME, _plans_file(folders)
-    model = f"-d {DATASET} -c {CONFIGURATION}"
-    predict = (
-        f"-i {raw / 'imagesTs'} -o {root / 'predictions'} {model} -f {FOLD} -tr {TRAINER} -chk checkpoint_final.pth"
-    )
+def _preparation(root: Path) -> list[Step]:
+    raw, plans_file = root / RAW / DATASET_NAME, root / PREPROCESSED / DATASET_NAME / f"{PLANS}.json"
     return [
         Step(
             "cohort",
             f"make {TRAINING_CASES} training and {TEST_CASES} test CTs",
-            f"write_cohort('{DATASET_NAME}', {TRAINING_CASES}, {SEED}, test_cases={TEST_CASES})",
+            f"write_cohort({RAW}/{DATASET_NAME}, cases={TRAINING_CASES}, seed={SEED}, test_cases={TEST_CASES})",
             lambda: write_cohort(
                 raw, TRAINING_CASES, SEED, test_cases=TEST_CASES, processes=2, pixel_mm=PIXEL_MM, slice_mm=SLICE_MM
             ),
@@ -86,7 +90,7 @@ def _steps(root: Path, folders: dict[str, Path], device: str) -> list[Step]:
         Step(
             "coarse",
             "add a configuration for two cores to the plans",
-            f"add '{CONFIGURATION}' to {plans_file.name}: {COARSE}",
+            f"add_coarse_configuration({plans_file.name}): {CONFIGURATION} with {COARSE}",
             lambda: add_coarse_configuration(plans_file),
         ),
         Step("freetumor", "measure the tumors, write the freetumor section", f"nnUNetv2_freetumor plan -d {DATASET}"),
@@ -97,10 +101,16 @@ def _steps(root: Path, folders: dict[str, Path], device: str) -> list[Step]:
             mark=rf"(\d+)/{TRAINING_CASES} \[",
             total=TRAINING_CASES,
         ),
+    ]
+
+
+def _training(device: str) -> list[Step]:
+    model = f"-d {DATASET} -c {CONFIGURATION}"
+    return [
         Step(
             "preview",
             "look at what will be planted",
-            f"nnUNetv2_freetumor preview {model} -o {_quoted(root / 'preview')} -n {PREVIEW_LESIONS}",
+            f"nnUNetv2_freetumor preview {model} -o preview -n {PREVIEW_LESIONS}",
         ),
         Step(
             "train",
@@ -112,7 +122,8 @@ def _steps(root: Path, folders: dict[str, Path], device: str) -> list[Step]:
         Step(
             "predict",
             "nnU-Net predicts the test cases",
-            f"nnUNetv2_predict {predict} --disable_tta -npp 1 -nps 1 -device {device}",
+            f"nnUNetv2_predict -i {RAW}/{DATASET_NAME}/imagesTs -o predictions {model} -f {FOLD} -tr {TRAINER} "
+            f"--disable_tta -npp 1 -nps 1 -device {device}",
             mark="done with",
             total=TEST_CASES,
         ),
@@ -141,18 +152,10 @@ def add_coarse_configuration(plans_file: Path) -> None:
     write_json(plans, plans_file)
 
 
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
-
-
-def _plans_file(folders: dict[str, Path]) -> Path:
-    return folders["nnUNet_preprocessed"] / DATASET_NAME / f"{PLANS}.json"
-
-
-def _contents(root: Path, folders: dict[str, Path], steps: list[Step], seconds: dict[str, float]) -> report.Contents:
-    raw = folders["nnUNet_raw"] / DATASET_NAME
-    model = folders["nnUNet_results"] / DATASET_NAME / f"{TRAINER}__{PLANS}__{CONFIGURATION}" / f"fold_{FOLD}"
-    section: dict[str, Any] = json.loads(_plans_file(folders).read_text(encoding="utf-8"))["freetumor"]
+def _contents(root: Path, steps: list[Step], seconds: dict[str, float]) -> report.Contents:
+    raw, plans_file = root / RAW / DATASET_NAME, root / PREPROCESSED / DATASET_NAME / f"{PLANS}.json"
+    model = root / RESULTS / DATASET_NAME / f"{TRAINER}__{PLANS}__{CONFIGURATION}" / f"fold_{FOLD}"
+    section: dict[str, Any] = json.loads(plans_file.read_text(encoding="utf-8"))["freetumor"]
     return report.Contents(
         scores=_scores(raw / "labelsTs", root / "predictions"),
         training_images=sorted((raw / "imagesTr").glob("*.nii.gz"))[:4],

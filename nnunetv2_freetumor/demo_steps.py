@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from nnunetv2_freetumor.cases import write_json
+from nnunetv2_freetumor.cases import check_writable, write_json
 
 OWN_PROGRAM = "nnUNetv2_freetumor"
 OWN_START = "import sys; from nnunetv2_freetumor.cli import main; sys.exit(main())"
@@ -36,8 +35,9 @@ class Step(NamedTuple):
 class Runner:
     """Run steps in order; a step that was finished by an earlier run, with all steps before it, is skipped."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], number_of_steps: int) -> None:
-        self.folder = folder
+    def __init__(self, root: Path, environment: Mapping[str, str], number_of_steps: int) -> None:
+        self.root = root  # where commands run, so that their paths are relative
+        self.folder = check_writable(root / "steps")
         self.environment = dict(environment)
         self.number_of_steps = number_of_steps
         self.seconds: dict[str, float] = {}
@@ -69,10 +69,14 @@ class Runner:
 
     def _call(self, step: Step) -> None:
         log = self.folder / f"{step.name}.log"
-        words = shlex.split(step.command)
+        words = step.command.split()
         with log.open("w", encoding="utf-8") as stream:
             process = subprocess.Popen(
-                [*program(words[0]), *words[1:]], stdout=stream, stderr=subprocess.STDOUT, env=self.environment
+                [*program(words[0]), *words[1:]],
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                cwd=self.root,
             )
             try:
                 _follow(process, step, log)

@@ -21,7 +21,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; m
        padding: 0 1em; }
 h1 { font-size: 1.7em; } h2 { font-size: 1.25em; margin-top: 2.2em; border-bottom: 1px solid #ddd; }
 figure { margin: 1em 0; } figure img { width: 100%; height: auto; background: #101010; }
-figcaption { font-size: .9em; color: #444; }
+figure.small { max-width: 640px; } figcaption { font-size: .9em; color: #444; }
 table { border-collapse: collapse; margin: 1em 0; } td, th { padding: .3em .9em; border-bottom: 1px solid #ddd;
         text-align: left; } td.number, th.number { text-align: right; }
 pre { background: #f4f4f4; padding: .8em 1em; overflow-x: auto; font-size: .9em; }
@@ -72,12 +72,14 @@ def write_report(contents: Contents, path: Path) -> Path:
             + ".",
         ),
         *_optional_figure(contents.first_batch, "The first training batch that got a lesion, as the trainer saw it."),
-        *_optional_figure(contents.curve, "Samples that could carry a lesion, and what was planted, epoch by epoch."),
+        *_optional_figure(
+            contents.curve, "Samples that could carry a lesion, and what was planted, epoch by epoch.", "small"
+        ),
         "<h2>Predictions on test cases</h2>",
         _figure(
             predictions_figure(contents.test_images, contents.references, contents.predictions),
             f"Test CTs, and the same slices with the reference tumor (<b style='color:{REFERENCE_COLOR}'>blue</b>) and "
-            f"the predicted one (<b style='color:{PREDICTION_COLOR}'>orange</b>). Window -20 to 200 HU.",
+            f"the predicted one (<b style='color:{PREDICTION_COLOR}'>orange</b>). Window 220 HU around the liver's median.",
         ),
         _case_table(contents.scores),
         _size_table(contents.scores),
@@ -162,11 +164,11 @@ def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
 
 
-def _figure(png: bytes, caption: str) -> str:
+def _figure(png: bytes, caption: str, style: str = "") -> str:
     data = base64.b64encode(png).decode()
-    return f"<figure><img src='data:image/png;base64,{data}' alt=''><figcaption>{caption}</figcaption></figure>"
+    return f"<figure class='{style}'><img src='data:image/png;base64,{data}' alt=''><figcaption>{caption}</figcaption></figure>"
 
 
-def _optional_figure(path: Path, caption: str) -> list[str]:
+def _optional_figure(path: Path, caption: str, style: str = "") -> list[str]:
     """Show a picture that only exists when something was planted."""
-    return [_figure(path.read_bytes(), caption)] if path.is_file() else []
+    return [_figure(path.read_bytes(), caption, style)] if path.is_file() else []

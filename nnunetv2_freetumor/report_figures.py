@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nnunetv2_freetumor.cases import Case, read_case, read_label
 
 ABDOMEN_WINDOW_HU = (-160.0, 240.0)  # W 400 L 40
-LIVER_WINDOW_HU = (-20.0, 200.0)
+ORGAN_WINDOW_WIDTH_HU = 220.0  # around the organ's median
 BACKGROUND, TEXT = "#101010", "#e8e8e8"
 REFERENCE_COLOR, PREDICTION_COLOR = "#35c4f0", "#ffb000"
 PANEL_INCHES = 3.0
@@ -43,9 +43,10 @@ def predictions_figure(images: Path, references: Path, predictions: Path) -> byt
         reference, prediction = (read_label(label_of(path, folder)).array for folder in (references, predictions))
         level = show_slice(reference, prediction)
         box = _around(reference[level] > 0)
+        window = _organ_window(image.array[reference == 1])
         for row in range(2):
             axes = panels[row, column]
-            _draw(axes, image.array[level], _aspect(image, 1, 2), LIVER_WINDOW_HU)
+            _draw(axes, image.array[level], _aspect(image, 1, 2), window)
             if row == 1:
                 _outline(axes, reference[level] == 2, REFERENCE_COLOR)
                 _outline(axes, prediction[level] == 2, PREDICTION_COLOR)
@@ -77,6 +78,11 @@ def _panels(rows: int, columns: int, height: float) -> tuple[Figure, NDArray]:
 def _draw(axes: Axes, slice_hu: NDArray, aspect: float, window: tuple[float, float]) -> None:
     axes.imshow(slice_hu, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect, interpolation="bilinear")
     axes.axis("off")
+
+
+def _organ_window(organ_hu: NDArray) -> tuple[float, float]:
+    level = float(np.median(organ_hu)) if organ_hu.size else 40.0
+    return level - ORGAN_WINDOW_WIDTH_HU / 2, level + ORGAN_WINDOW_WIDTH_HU / 2
 
 
 def _outline(axes: Axes, mask: NDArray[np.bool_], color: str) -> None:

@@ -9,7 +9,14 @@ from nnunetv2_freetumor import bench
 from nnunetv2_freetumor.bench_data import Layout
 
 TINY = bench.Setup(Layout((32, 56, 56), (4.0, 2.0, 2.0), (16, 32, 32), (4, 4, 8), cases=2), 1, 2, 2, 1)
-NAMES = ["iteration_ratio_texture", "synthesis_ms_per_lesion", "augmentation_ms", "extra_memory_mib"]
+NAMES = [
+    "iteration_ratio_texture",
+    "synthesis_ms_per_lesion",
+    "augmentation_ms",
+    "extra_memory_mib",
+    "startup_hook_ms",
+    "help_s",
+]
 
 
 @pytest.mark.slow

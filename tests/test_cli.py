@@ -5,7 +5,6 @@ import inspect
 import re
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -58,16 +57,6 @@ def test_help_imports_neither_torch_nor_nnunet():
     loaded = run.stdout.rpartition("LOADED")[2].split()
     assert "argparse" in loaded
     assert not {"torch", "nnunetv2", "numpy", "SimpleITK", "matplotlib"} & set(loaded)
-
-
-def test_help_answers_within_half_a_second():
-    code = "from nnunetv2_freetumor.cli import main; main(['--help'])"
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.5
 
 
 def test_help_names_every_command(capsys):
