@@ -79,7 +79,8 @@ def write_report(contents: Contents, path: Path) -> Path:
         _figure(
             predictions_figure(contents.test_images, contents.references, contents.predictions),
             f"Test CTs, and the same slices with the reference tumor (<b style='color:{REFERENCE_COLOR}'>blue</b>) and "
-            f"the predicted one (<b style='color:{PREDICTION_COLOR}'>orange</b>). Window 220 HU around the liver's median.",
+            f"the predicted one (<b style='color:{PREDICTION_COLOR}'>orange</b>). "
+            "Window: 220 HU around the liver's median.",
         ),
         _case_table(contents.scores),
         _size_table(contents.scores),
@@ -166,7 +167,8 @@ def _number(value: float) -> str:
 
 def _figure(png: bytes, caption: str, style: str = "") -> str:
     data = base64.b64encode(png).decode()
-    return f"<figure class='{style}'><img src='data:image/png;base64,{data}' alt=''><figcaption>{caption}</figcaption></figure>"
+    image = f"<img src='data:image/png;base64,{data}' alt=''>"
+    return f"<figure class='{style}'>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 def _optional_figure(path: Path, caption: str, style: str = "") -> list[str]:

@@ -88,11 +88,12 @@ def test_finished_steps_are_skipped_until_one_is_new_or_has_changed(tmp_path):
 
 
 def test_a_step_that_failed_is_not_finished_and_its_error_ends_its_log(tmp_path):
-    (tmp_path / "sick.json").write_text(json.dumps({"command": "another", "seconds": 1}))
+    (tmp_path / "steps").mkdir()
+    (tmp_path / "steps" / "sick.json").write_text(json.dumps({"command": "another", "seconds": 1}))
     runner = Runner(tmp_path, {"PYTHONPATH": str(ROOT)}, 1)
     with pytest.raises(ValueError, match=r"ended with code 2\. The end of .*sick\.log:\n(.*\n)*.*invalid choice"):
         runner.run(Step("sick", "sick", "nnUNetv2_freetumor nonsense"))
-    assert not (tmp_path / "sick.json").exists()
+    assert not (tmp_path / "steps" / "sick.json").exists()
 
 
 def test_a_command_that_is_not_installed_is_named():
@@ -163,9 +164,9 @@ from nnunetv2_freetumor.demo_trainer import nnUNetTrainerFreeTumor_demo
 
 
 class nnUNetTrainerFreeTumor_shorter(nnUNetTrainerFreeTumor_demo):
-    def on_train_start(self):
+    def initialize(self):
+        super().initialize()
         self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 3, 1
-        super().on_train_start()
 """
 SHORT = {
     "TRAINER": "nnUNetTrainerFreeTumor_shorter",
