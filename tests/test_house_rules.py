@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "nnunetv2_freetumor"
 LAYERS = (
     # foundations: volumes, intensities, files, one class each from nnU-Net
-    "__init__ _build startup bench_startup strict_json volume intensity cases augmentation label_free planted phantom_scene",
-    "plan compose patchy grown_tumors phantom_anatomy phantom_vessels",
+    "__init__ _build startup strict_json volume intensity cases augmentation label_free planted phantom_scene",
+    "bench_startup plan compose patchy grown_tumors phantom_anatomy phantom_vessels",
     "hosts shapes generators priors phantom_organs",
     "draws measurement roles phantom",
     "placement fingerprint measured_prior clip_window phantom_cohort bench_data",
