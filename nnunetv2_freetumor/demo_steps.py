@@ -108,14 +108,17 @@ def progress(log: str, mark: str) -> int:
 
 
 def _follow(process: subprocess.Popen, step: Step, log: Path) -> None:
+    """Move a bar while a command runs; where nobody watches, print it only when it has moved."""
+    watched = sys.stderr.isatty()
     bar_format = None if step.total else "{desc} {elapsed}"
-    with tqdm(total=step.total or None, desc=f"    {step.name}", bar_format=bar_format, leave=True) as bar:
+    with tqdm(total=step.total or None, desc=f"    {step.name}", bar_format=bar_format) as bar:
         while process.poll() is None:
-            bar.n = min(progress(log.read_text(encoding="utf-8", errors="replace"), step.mark), step.total)
-            bar.refresh()
+            now = min(progress(log.read_text(encoding="utf-8", errors="replace"), step.mark), step.total)
+            moved, bar.n = now > bar.n, now
+            if watched or moved:
+                bar.refresh()
             time.sleep(POLL_SECONDS)
-        bar.n = step.total
-        bar.refresh()
+        bar.n = step.total if process.returncode == 0 else bar.n
 
 
 def _end(process: subprocess.Popen) -> None:

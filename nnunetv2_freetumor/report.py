@@ -23,11 +23,15 @@ h1 { font-size: 1.7em; } h2 { font-size: 1.25em; margin-top: 2.2em; border-botto
 figure { margin: 1em 0; } figure img { width: 100%; height: auto; background: #101010; }
 figure.small { max-width: 640px; } figcaption { font-size: .9em; color: #444; }
 table { border-collapse: collapse; margin: 1em 0; } td, th { padding: .3em .9em; border-bottom: 1px solid #ddd;
-        text-align: left; } td.number, th.number { text-align: right; }
+        text-align: left; } td.number, th.number { text-align: right; white-space: nowrap; }
 pre { background: #f4f4f4; padding: .8em 1em; overflow-x: auto; font-size: .9em; }
 .note { background: #fff6e0; border-left: 4px solid #ffb000; padding: .6em 1em; }
 code { font-size: .9em; } td code { word-break: break-all; }
 """
+HEAD = (
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    f"<title>nnUNetv2_freetumor: demo</title><style>{STYLE}</style></head><body>\n"
+)
 OWN_DATA = """export nnUNet_raw=... nnUNet_preprocessed=... nnUNet_results=...
 nnUNetv2_plan_and_preprocess -d ID --no_pp --verify_dataset_integrity   # your dataset's number
 nnUNetv2_freetumor plan -d ID                                           # what will be planted; optional, but look at it
@@ -54,33 +58,22 @@ class Contents(NamedTuple):
 
 def write_report(contents: Contents, path: Path) -> Path:
     """Write the page and give its path."""
-    training_labels = contents.training_images[0].parent.parent / "labelsTr"
     parts = [
         _introduction(contents),
         "<h2>The cohort</h2>",
         _figure(
-            cohort_figure(contents.training_images, training_labels),
+            cohort_figure(contents.training_images, contents.training_images[0].parent.parent / "labelsTr"),
             "Four of the training CTs, made on the spot (window W 400 L 40): axial slice with the most tumor, coronal "
             "slice. Their tumors were grown cell by cell, with necrosis and capsule; not by the synthesizer.",
         ),
         "<h2>What was planted</h2>",
-        _figure(
-            contents.preview.read_bytes(),
-            "<code>nnUNetv2_freetumor preview</code>: lesions in preprocessed training cases, before, after, and with "
-            "their label outlined. Sizes, shapes and contrast come from: "
-            + html.escape("; ".join(contents.prior_sources))
-            + ".",
-        ),
-        *_optional_figure(contents.first_batch, "The first training batch that got a lesion, as the trainer saw it."),
-        *_optional_figure(
-            contents.curve, "Samples that could carry a lesion, and what was planted, epoch by epoch.", "small"
-        ),
+        *_planted(contents),
         "<h2>Predictions on test cases</h2>",
         _figure(
             predictions_figure(contents.test_images, contents.references, contents.predictions),
             f"Test CTs, and the same slices with the reference tumor (<b style='color:{REFERENCE_COLOR}'>blue</b>) and "
-            f"the predicted one (<b style='color:{PREDICTION_COLOR}'>orange</b>). "
-            "Window: 220 HU around the liver's median.",
+            f"the predicted one (<b style='color:{PREDICTION_COLOR}'>orange</b>). Window: 220 HU around the liver's "
+            "median.",
         ),
         _case_table(contents.scores),
         _size_table(contents.scores),
@@ -89,14 +82,24 @@ def write_report(contents: Contents, path: Path) -> Path:
         "<h2>What ran here</h2>",
         _step_table(contents.steps),
     ]
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width"><title>nnUNetv2_freetumor: demo</title>'
-        f"<style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
-    )
     with replacing(path) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
+        unfinished.write_text(HEAD + "\n".join(parts) + "\n</body></html>\n", encoding="utf-8")
     return path
+
+
+def _planted(contents: Contents) -> list[str]:
+    sources = html.escape("; ".join(contents.prior_sources))
+    return [
+        _figure(
+            contents.preview.read_bytes(),
+            "<code>nnUNetv2_freetumor preview</code>: lesions in preprocessed training cases, before, after, and with "
+            f"their label outlined. Where the numbers come from: {sources}.",
+        ),
+        *_optional_figure(contents.first_batch, "The first training batch that got a lesion, as the trainer saw it."),
+        *_optional_figure(
+            contents.curve, "Samples that could carry a lesion, and what was planted, epoch by epoch.", "small"
+        ),
+    ]
 
 
 def _introduction(contents: Contents) -> str:

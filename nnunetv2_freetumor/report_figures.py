@@ -51,7 +51,9 @@ def predictions_figure(images: Path, references: Path, predictions: Path) -> byt
                 _outline(axes, reference[level] == 2, REFERENCE_COLOR)
                 _outline(axes, prediction[level] == 2, PREDICTION_COLOR)
             axes.set(xlim=box[0], ylim=box[1])
-        panels[0, column].set_title(label_of(path, references).name.removesuffix(".nii.gz"), color=TEXT, fontsize=9)
+        name = label_of(path, references).name.removesuffix(".nii.gz")
+        title = name if (reference == 2).any() else f"{name} (no tumor)"
+        panels[0, column].set_title(title, color=TEXT, fontsize=9)
     return _png(figure)
 
 
