@@ -52,7 +52,9 @@ def shell(mask: Mask, depth_mm: float, spacing_mm: Spacing) -> Mask:
     return mask & dilate(~mask, depth_mm, spacing_mm)
 
 
-def _box_maximum(volume: Float[Tensor, "b 1 x y z"], radius_mm: float, spacing_mm: Spacing):
+def _box_maximum(
+    volume: Float[Tensor, "b 1 x y z"], radius_mm: float, spacing_mm: Spacing
+) -> Float[Tensor, "b 1 x y z"]:
     for axis, step in enumerate(spacing_mm):
         reach = round(radius_mm / step)
         if reach:

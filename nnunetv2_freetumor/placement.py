@@ -18,6 +18,9 @@ from nnunetv2_freetumor.volume import Spacing
 
 MAX_CUT = 0.2  # share of a lesion's volume that the host may cut off
 MIN_IN_PATCH = 0.5  # share of a lesion that must lie inside the patch
+_SURE_CUT = 0.15  # what the candidates' 64 points may show, so that few lesions fail the exact test
+_SHELL_MM = 8.0  # how deep below the host's surface subpleural lesions have their centers
+_APART_MM = 2.0  # between two synthetic lesions
 _CELLS = 8192
 
 
@@ -34,6 +37,33 @@ class Placement(NamedTuple):
     hosts: list[Bool[Tensor, "b 1 x y z"]]  # by target
 
 
+class _Scene(NamedTuple):
+    """What all targets of a batch share."""
+
+    hu: Float[Tensor, "b 1 x y z"]
+    label: Int[Tensor, "b 1 x y z"]
+    spacing_mm: Spacing
+    clearance_mm: float
+    real: "_Cells"
+    rank: Float[Tensor, "b l k"]
+    jitter: Float[Tensor, "b l 3"]
+
+
+class _Wanted(NamedTuple):
+    """The lesions that a batch could get for one target."""
+
+    lesion: Bool[Tensor, "b l"]
+    radius_mm: Float[Tensor, "b l"]
+    points_mm: Float[Tensor, "b l p 3"]  # spread evenly through each lesion
+
+
+class _Found(NamedTuple):
+    """The centers of one target's lesions."""
+
+    center: Float[Tensor, "b l 3"]  # voxels
+    placed: Bool[Tensor, "b l"]
+
+
 def place(
     section: Section,
     spacing_mm: Spacing,
@@ -43,31 +73,29 @@ def place(
     blueprints: list[list[list[Blueprint]]],
 ) -> Placement:
     """Choose samples, targets and centers for the lesions designed by `plan_sample` (by sample, target, lesion)."""
-    lesion_labels = tuple(sorted({value for target in section.targets for value in target.lesion_labels}))
-    real = hosts.has_label(label, lesion_labels)
+    real = hosts.has_label(label, tuple({value for target in section.targets for value in target.lesion_labels}))
     tumor_free = ~real.flatten(1).any(1)
     decide, rank, jitter = (part.to(hu.device, non_blocking=True) for part in (draw.decide, draw.rank, draw.jitter))
-    blocked = _lesion_cells(real)
-    shown, centers, placed = [], [], []
+    scene = _Scene(hu, label, spacing_mm, section.clearance_mm, _lesion_cells(real), rank, jitter)
     organs = [hosts.host_mask(target, hu, label, spacing_mm) for target in section.targets]
-    for index, (target, host) in enumerate(zip(section.targets, organs)):
-        smallest = math.pi / 6 * min(size.min_mm for size in target.prior.sizes if size.weight > 0) ** 3
-        shown.append(host.flatten(1).sum(1) * math.prod(spacing_mm) >= smallest)
-        plans = [sample[index] for sample in blueprints]
-        at, found = _place_target(
-            target, section.clearance_mm, spacing_mm, hu, label, host, blocked, rank, jitter, plans
-        )
-        centers.append(at)
-        placed.append(found)
-    usable = torch.stack(shown, 1)
-    pick = _pick(usable, decide[:, 1])
+    usable = torch.stack([_is_large_enough(*pair, spacing_mm) for pair in zip(section.targets, organs)], 1)
+    found = [
+        _place_target(target, host, scene, [sample[index] for sample in blueprints])
+        for index, (target, host) in enumerate(zip(section.targets, organs))
+    ]
+    pick, rows = _pick(usable, decide[:, 1]), torch.arange(len(hu), device=hu.device)
     eligible = usable.any(1) & (tumor_free | (not section.tumor_free_patches_only))
     chance = torch.where(tumor_free, probability(section, True), probability(section, False))
     chosen = eligible & (decide[:, 0] < chance)
-    rows = torch.arange(len(pick), device=pick.device)
-    found = torch.stack(placed, 1)[rows, pick] & chosen[:, None]
-    at = torch.stack(centers, 1)[rows, pick]
-    return Placement(usable.any(1), tumor_free, eligible, chosen, pick, at, found, organs)
+    placed = torch.stack([one.placed for one in found], 1)[rows, pick] & chosen[:, None]
+    center = torch.stack([one.center for one in found], 1)[rows, pick]
+    return Placement(usable.any(1), tumor_free, eligible, chosen, pick, center, placed, organs)
+
+
+def _is_large_enough(target: Target, host: Bool[Tensor, "b 1 x y z"], spacing_mm: Spacing) -> Bool[Tensor, "b"]:
+    """Tell which samples show at least as much host as the smallest lesion takes."""
+    smallest_mm = min(size.min_mm for size in target.prior.sizes if size.weight > 0)
+    return host.flatten(1).sum(1) * math.prod(spacing_mm) >= math.pi / 6 * smallest_mm**3
 
 
 def _pick(usable: Bool[Tensor, "b t"], uniform: Float[Tensor, "b"]) -> Int[Tensor, "b"]:
@@ -101,37 +129,37 @@ def _clearance_mm(cells: _Cells, centers: Float[Tensor, "b n 3"], spacing_mm: Sp
     return square.flatten(2).amin(2).sqrt()
 
 
-def _place_target(target, clearance_mm, spacing_mm, hu, label, host, blocked, rank, jitter, plans):
+def _place_target(
+    target: Target, host: Bool[Tensor, "b 1 x y z"], scene: _Scene, plans: list[list[Blueprint]]
+) -> _Found:
     """Find a center for each lesion of one target; the first candidate that fits, none where none does."""
-    batch, most, candidates = rank.shape
-    wanted, radius, points = _tabulate(plans, most, hu.device)
-    allowed = _allowed(target, hu, label, host, spacing_mm)
-    seeds = hosts.shell(host, 8.0, spacing_mm) if target.prior.subpleural else host
-    centers = _host_voxels(seeds, rank) + jitter[:, :, None] - 0.5
-    share, inside = _shares(allowed, centers, points, spacing_mm)
-    fits = (share >= 1 - 0.75 * MAX_CUT) & (inside >= MIN_IN_PATCH) & wanted[:, :, None]
-    if target.prior.subpleural:
-        fits = (inside >= MIN_IN_PATCH) & wanted[:, :, None]
-    gap = _clearance_mm(blocked, centers.flatten(1, 2), spacing_mm).reshape(batch, most, candidates)
-    fits &= (gap >= clearance_mm + radius[:, :, None]) & seeds.flatten(1).any(1)[:, None, None]
-    return _choose(centers, fits, radius, spacing_mm)
+    wanted = _tabulate(plans, scene.rank.shape[1], host.device)
+    seeds = hosts.shell(host, _SHELL_MM, scene.spacing_mm) if target.prior.subpleural else host
+    centers = _host_voxels(seeds, scene.rank) + scene.jitter[:, :, None] - 0.5
+    fits = _has_room(
+        _allowed(target, host, scene), centers, wanted.points_mm, scene.spacing_mm, target.prior.subpleural
+    )
+    gap = _clearance_mm(scene.real, centers.flatten(1, 2), scene.spacing_mm).reshape(scene.rank.shape)
+    fits &= gap >= scene.clearance_mm + wanted.radius_mm[:, :, None]
+    fits &= wanted.lesion[:, :, None] & seeds.flatten(1).any(1)[:, None, None]
+    return _choose(centers, fits, wanted.radius_mm, scene.spacing_mm)
 
 
-def _tabulate(plans: list[list[Blueprint]], most: int, device: torch.device):
-    wanted = torch.zeros(len(plans), most, dtype=torch.bool)
+def _tabulate(plans: list[list[Blueprint]], most: int, device: torch.device) -> _Wanted:
+    lesion = torch.zeros(len(plans), most, dtype=torch.bool)
     radius = torch.zeros(len(plans), most)
     points = torch.zeros(len(plans), most, shapes.INTERIOR_POINTS, 3)
     for i, sample in enumerate(plans):
-        for j, lesion in enumerate(sample):
-            wanted[i, j], radius[i, j], points[i, j] = True, lesion.body.radius_mm, lesion.body.interior_mm
-    return tuple(part.to(device, non_blocking=True) for part in (wanted, radius, points))
+        for j, plan in enumerate(sample):
+            lesion[i, j], radius[i, j], points[i, j] = True, plan.body.radius_mm, plan.body.interior_mm
+    return _Wanted(*(part.to(device, non_blocking=True) for part in (lesion, radius, points)))
 
 
-def _allowed(target: Target, hu, label, host, spacing_mm: Spacing):
+def _allowed(target: Target, host: Bool[Tensor, "b 1 x y z"], scene: _Scene) -> Bool[Tensor, "b 1 x y z"]:
     if not target.prior.exophytic_mm:
         return host
-    near = hosts.dilate(host, target.prior.exophytic_mm, spacing_mm)
-    return host | (hosts.fat_mask(hu, label) & near)
+    near = hosts.dilate(host, target.prior.exophytic_mm, scene.spacing_mm)
+    return host | (hosts.fat_mask(scene.hu, scene.label) & near)
 
 
 def _host_voxels(host: Bool[Tensor, "b 1 x y z"], rank: Float[Tensor, "b l k"]) -> Float[Tensor, "b l k 3"]:
@@ -143,19 +171,29 @@ def _host_voxels(host: Bool[Tensor, "b 1 x y z"], rank: Float[Tensor, "b l k"]) 
     return torch.stack([flat // (y * z), flat // z % y, flat % z], -1).float()
 
 
-def _shares(allowed, centers, points, spacing_mm: Spacing):
-    """Tell which share of each candidate lesion is allowed, and which share lies inside the patch."""
+def _has_room(
+    allowed: Bool[Tensor, "b 1 x y z"],
+    centers: Float[Tensor, "b l k 3"],
+    points_mm: Float[Tensor, "b l p 3"],
+    spacing_mm: Spacing,
+    anywhere: bool,
+) -> Bool[Tensor, "b l k"]:
+    """Tell which candidates lie far enough inside the patch and, unless `anywhere`, inside what is allowed."""
     steps = torch.tensor(spacing_mm, device=centers.device)
-    at = (centers[:, :, :, None] + (points / steps)[:, :, None]).round().long()  # b l k p 3
+    at = (centers[:, :, :, None] + (points_mm / steps)[:, :, None]).round().long()  # b l k p 3
     shape = torch.tensor(allowed.shape[2:], device=at.device)
     inside = ((at >= 0) & (at < shape)).all(-1)
     at = at.clamp_min(0).minimum(shape - 1)
     flat = (at[..., 0] * shape[1] + at[..., 1]) * shape[2] + at[..., 2]
     hit = allowed.flatten(1).gather(1, flat.flatten(1)).reshape(flat.shape) & inside
-    return hit.sum(-1) / inside.sum(-1).clamp_min(1), inside.float().mean(-1)
+    share = hit.sum(-1) / inside.sum(-1).clamp_min(1)
+    return (inside.float().mean(-1) >= MIN_IN_PATCH) & (anywhere | (share >= 1 - _SURE_CUT))
 
 
-def _choose(centers, fits, radius, spacing_mm: Spacing):
+def _choose(
+    centers: Float[Tensor, "b l k 3"], fits: Bool[Tensor, "b l k"], radius: Float[Tensor, "b l"], spacing_mm: Spacing
+) -> _Found:
+    """Take each lesion's first candidate that fits and keeps clear of the lesions before it."""
     steps = torch.tensor(spacing_mm, device=centers.device)
     chosen: list[Tensor] = []
     found: list[Tensor] = []
@@ -163,9 +201,9 @@ def _choose(centers, fits, radius, spacing_mm: Spacing):
         ok = fits[:, lesion]
         for before in range(lesion):
             gap = ((centers[:, lesion] - chosen[before][:, None]) * steps).norm(dim=-1)
-            apart = radius[:, lesion, None] + radius[:, before, None] + 2.0
+            apart = radius[:, lesion, None] + radius[:, before, None] + _APART_MM
             ok = ok & ((gap >= apart) | ~found[before][:, None])
         first = ok.int().argmax(1)
         chosen.append(centers[torch.arange(len(first), device=first.device), lesion, first])
         found.append(ok.any(1))
-    return torch.stack(chosen, 1), torch.stack(found, 1)
+    return _Found(torch.stack(chosen, 1), torch.stack(found, 1))

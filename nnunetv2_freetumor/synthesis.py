@@ -127,7 +127,15 @@ class Synthesizer:
         return Region(part[0, 0], host, allowed, distance, fold, offsets, self.spacing_mm)
 
 
-def _fat_beyond(target, diameter_mm, hu, label, host, spacing_mm) -> Bool[Tensor, "x y z"]:
+def _fat_beyond(
+    target: Target,
+    diameter_mm: float,
+    hu: Float[Tensor, "1 1 x y z"],
+    label: Int[Tensor, "1 1 x y z"],
+    host: Bool[Tensor, "x y z"],
+    spacing_mm: Spacing,
+) -> Bool[Tensor, "x y z"]:
+    """Mark the fat beside the host that a lesion of this size may grow into."""
     limit = min(target.prior.exophytic_mm, target.prior.exophytic_per_diameter * diameter_mm)
     if limit <= 0:
         return torch.zeros_like(host)
