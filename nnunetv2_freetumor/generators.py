@@ -173,7 +173,7 @@ def _rim(region: Region, texture: Texture, look: Look, profile: Volume, drop: Fl
         return texture.rim_hu * look.uniform[0] * _band(region, 0.8, 1.5) * (1 - profile).square()
     width = min(max(0.05 * look.diameter_mm, 0.8), 1.8)
     depth = _edge_depth_mm(region, texture) + 1.5 * width
-    return (0.6 + 0.7 * look.uniform[0]) * drop.abs() * _band(region, -depth, width)
+    return (0.3 + 0.5 * look.uniform[0]) * drop.abs() * _band(region, -depth, width)
 
 
 def _necrosis(region: Region, texture: Texture, look: Look, core: Float[Tensor, ""], coarse: Volume) -> Volume:
