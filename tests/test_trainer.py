@@ -55,6 +55,15 @@ def _steps(made, monkeypatch, seeds, host=nnUNetTrainer):
     return seen
 
 
+def test_a_label_that_no_case_holds_stays_out_of_the_pseudo_dice(make_trainer):
+    made = make_trainer(trainer.nnUNetTrainerFreeTumor)
+    made._absent_columns = [1]  # the tumor
+    counts = {"tp_hard": [8.0, 0.0], "fp_hard": [2.0, 5.0], "fn_hard": [2.0, 0.0]}  # stock nnU-Net: Dice .8 and 0
+    made.on_validation_epoch_end([{name: np.array(value) for name, value in counts.items()} | {"loss": np.zeros(())}])
+    assert made.logger.get_value("mean_fg_dice", step=-1) == pytest.approx(0.8)
+    assert np.isnan(made.logger.get_value("dice_per_class_or_region", step=-1)[1])
+
+
 @pytest.mark.parametrize("name", trainer.__all__[1:])
 def test_each_trainer_is_a_real_class_that_nnunet_can_build_by_name(name, make_trainer):
     kind = getattr(trainer, name)
