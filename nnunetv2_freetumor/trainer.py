@@ -140,7 +140,6 @@ class FreeTumorMixin(nnUNetTrainer):
             self._section_source = "the dataset, derived now"
         data = _read_or_derive(plans, self.dataset_json, self.local_rank, self.is_ddp)
         section = plan.read_section(data)
-        plan.check_origin(section, plans, self.dataset_json)
         plans[plan.SECTION] = self.my_init_kwargs["plans"][plan.SECTION] = data
         return section
 
