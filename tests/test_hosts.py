@@ -62,4 +62,4 @@ def test_lung_is_found_in_real_ct_without_its_label(case, labels, value):
     lung = torch.from_numpy(sitk.GetArrayFromImage(sitk.ReadImage(str(REAL_CT / f"{case}_{labels}.nii.gz")))) == value
     found = hosts.host_mask(LUNG, hu, torch.zeros(hu.shape, dtype=torch.int16), image.GetSpacing()[::-1])[0, 0]
     dice = 2 * (found & lung).sum() / (found.sum() + lung.sum())
-    assert dice > 0.85  # measured: .94, .88, .93
+    assert dice > 0.85  # measured: .87, .89, .93
