@@ -111,8 +111,13 @@ def write_case(case: Case, path: str | Path) -> None:
 
 def write_json(data: Any, path: str | Path) -> None:
     """Write JSON so that `path` never holds half of it."""
+    write_text(json.dumps(data, indent=2) + "\n", path)
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Write text so that `path` never holds half of it."""
     with replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -2,14 +2,14 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nnunetv2_freetumor import report, startup
-from nnunetv2_freetumor.cases import check_writable, read_label, write_json
-from nnunetv2_freetumor.demo_scores import CaseScore, score_case
+from nnunetv2_freetumor.cases import check_writable, write_json
 from nnunetv2_freetumor.demo_steps import Runner, Step
 from nnunetv2_freetumor.phantom_cohort import write_cohort
 
@@ -20,6 +20,7 @@ TRAINING_CASES, TEST_CASES, SEED = 12, 5, 1
 PIXEL_MM, SLICE_MM = (1.3, 1.5), (4.0, 5.0)
 EPOCHS = 20
 PREVIEW_LESIONS = 4
+EVALUATION = "evaluation"  # folder
 COARSE = {"spacing": [4.0, 2.5, 2.5], "patch_size": [24, 56, 56], "batch_size": 2, "batch_dice": True}  # z, y, x
 FEATURES = [16, 32, 64, 64]  # of the small network, by stage
 
@@ -40,7 +41,7 @@ def demo_command(output: str | Path, device: str | None = None) -> None:
     chosen = choose_device(device)
     root = check_writable(output).resolve()
     steps = [*_preparation(root), *_training(chosen)]
-    runner = Runner(root, _environment(root), len(steps))
+    runner = Runner(root, environment(root), len(steps))
     for step in steps:
         runner.run(step)
     print(f"Report:\n{report.write_report(_contents(root, steps, runner.seconds), root / 'report.html')}")
@@ -58,7 +59,7 @@ def choose_device(device: str | None) -> str:
     return device or choices[-1]
 
 
-def _environment(root: Path) -> dict[str, str]:
+def environment(root: Path) -> dict[str, str]:
     """Give the commands folders of their own and settings for two cores; torch.compile pays only in long trainings."""
     startup.extend()
     settings = {
@@ -123,21 +124,30 @@ def _training(device: str) -> list[Step]:
             "predict",
             "nnU-Net predicts the test cases",
             f"nnUNetv2_predict -i {RAW}/{DATASET_NAME}/imagesTs -o predictions {model} -f {FOLD} -tr {TRAINER} "
-            f"--disable_tta -npp 1 -nps 1 -device {device}",
+            f"--disable_tta --save_probabilities -npp 1 -nps 1 -device {device}",
             mark="done with",
+            total=TEST_CASES,
+        ),
+        Step(
+            "evaluate",
+            "score the predictions, lesion by lesion",
+            f"nnUNetv2_freetumor evaluate -ref {RAW}/{DATASET_NAME}/labelsTs -pred predictions -djfile "
+            f"{RAW}/{DATASET_NAME}/dataset.json -pfile {PREPROCESSED}/{DATASET_NAME}/{PLANS}.json -images "
+            f"{RAW}/{DATASET_NAME}/imagesTs -o {EVALUATION} -np 2",
+            mark=rf"scoring: .* (\d+)/{TEST_CASES} \[",
             total=TEST_CASES,
         ),
     ]
 
 
-def add_coarse_configuration(plans_file: Path) -> None:
+def add_coarse_configuration(plans_file: Path, features: Sequence[int] = FEATURES, **changes: Any) -> None:
     """Add a configuration with large voxels and a small network, which two cores train in minutes."""
     plans = json.loads(plans_file.read_text(encoding="utf-8"))
-    stages = len(FEATURES)
+    stages = len(features)
     architecture = json.loads(json.dumps(plans["configurations"]["3d_fullres"]["architecture"]))
     architecture["arch_kwargs"] |= {
         "n_stages": stages,
-        "features_per_stage": FEATURES,
+        "features_per_stage": list(features),
         "kernel_sizes": [[3, 3, 3]] * stages,
         "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
         "n_conv_per_stage": [2] * stages,
@@ -148,6 +158,7 @@ def add_coarse_configuration(plans_file: Path) -> None:
         "data_identifier": f"{PLANS}_{CONFIGURATION}",
         "architecture": architecture,
         **COARSE,
+        **changes,
     }
     write_json(plans, plans_file)
 
@@ -156,8 +167,12 @@ def _contents(root: Path, steps: list[Step], seconds: dict[str, float]) -> repor
     raw, plans_file = root / RAW / DATASET_NAME, root / PREPROCESSED / DATASET_NAME / f"{PLANS}.json"
     model = root / RESULTS / DATASET_NAME / f"{TRAINER}__{PLANS}__{CONFIGURATION}" / f"fold_{FOLD}"
     section: dict[str, Any] = json.loads(plans_file.read_text(encoding="utf-8"))["freetumor"]
+    evaluation: dict[str, Any] = json.loads((root / EVALUATION / "evaluation.json").read_text(encoding="utf-8"))
+    (pair,) = evaluation["pairs"].values()
     return report.Contents(
-        scores=_scores(raw / "labelsTs", root / "predictions"),
+        evaluation=pair,
+        evaluation_folder=EVALUATION,
+        rule=evaluation["rule"],
         training_images=sorted((raw / "imagesTr").glob("*.nii.gz"))[:4],
         test_images=raw / "imagesTs",
         references=raw / "labelsTs",
@@ -168,12 +183,3 @@ def _contents(root: Path, steps: list[Step], seconds: dict[str, float]) -> repor
         steps=[(step.title, step.command, seconds[step.name]) for step in steps],
         prior_sources=[target["source"] for target in section["targets"]],
     )
-
-
-def _scores(references: Path, predictions: Path) -> list[CaseScore]:
-    scores = []
-    for path in sorted(references.glob("*.nii.gz")):
-        reference, prediction = read_label(path), read_label(predictions / path.name)
-        case = path.name.removesuffix(".nii.gz")
-        scores.append(score_case(case, reference.array, prediction.array, reference.spacing_mm))
-    return scores

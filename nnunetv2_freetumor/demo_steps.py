@@ -81,10 +81,11 @@ class Runner:
             try:
                 _follow(process, step, log)
             finally:
-                _end(process)
+                end_process(process)
         if process.returncode:
-            end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:])
-            raise ValueError(f"'{step.command}' ended with code {process.returncode}. The end of {log}:\n{end}")
+            raise ValueError(
+                f"'{step.command}' ended with code {process.returncode}. The end of {log}:\n{last_lines(log)}"
+            )
 
 
 def program(name: str) -> list[str]:
@@ -99,6 +100,11 @@ def program(name: str) -> list[str]:
     if found is None:
         raise ValueError(f"The command {name} is not installed beside {sys.executable}. Run 'pip install nnunetv2'.")
     return [found]
+
+
+def last_lines(log: Path) -> str:
+    """Give the end of a log, to be shown with an error."""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:])
 
 
 def progress(log: str, mark: str) -> int:
@@ -121,7 +127,7 @@ def _follow(process: subprocess.Popen, step: Step, log: Path) -> None:
         bar.n = step.total if process.returncode == 0 else bar.n
 
 
-def _end(process: subprocess.Popen) -> None:
+def end_process(process: subprocess.Popen) -> None:
     """Stop a command that still runs, as Ctrl-C would, so that it ends its own children."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)

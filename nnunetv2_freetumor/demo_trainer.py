@@ -13,6 +13,6 @@ class nnUNetTrainerFreeTumor_demo(FreeTumorMixin, nnUNetTrainerVanillaAdam, nnUN
 
     def initialize(self) -> None:
         """Set what makes a training short before nnU-Net builds network and optimizer."""
-        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 20, 30, 4
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 20, 40, 4
         self.initial_lr, self.weight_decay = 3e-3, 0.0
         super().initialize()

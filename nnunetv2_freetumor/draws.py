@@ -95,9 +95,14 @@ def plan_sample(section: Section, spacing_mm: Spacing, draw: Draw, index: int) -
 
 
 def _plan_target(prior: Prior, spacing_mm: Spacing, draw: Draw, index: int) -> list[Blueprint]:
-    weights = torch.tensor(prior.lesions_per_patch).cumsum(0)
-    count = 1 + int((draw.decide[index, 2] * weights[-1] >= weights).sum().clamp_max(len(weights) - 1))
+    count = lesion_count(prior, draw.decide[index, 2])
     return [_blueprint(prior, spacing_mm, draw, index, lesion) for lesion in range(count)]
+
+
+def lesion_count(prior: Prior, uniform: Float[Tensor, ""]) -> int:
+    """Turn a uniform draw into the number of lesions of a patch that gets any."""
+    weights = torch.tensor(prior.lesions_per_patch).cumsum(0)
+    return 1 + int((uniform * weights[-1] >= weights).sum().clamp_max(len(weights) - 1))
 
 
 def _blueprint(prior: Prior, spacing_mm: Spacing, draw: Draw, index: int, lesion: int) -> Blueprint:

@@ -61,8 +61,8 @@ def epoch_lines(counts: Counts) -> list[str]:
     sizes = ", ".join(f"{name}: {counts[name]:.0f}" for name in SIZE_NAMES)
     return [
         f"FreeTumor: of {counts['samples']:.0f} samples {counts['eligible']:.0f} eligible, {counts['planted']:.0f} "
-        f"planted, {counts['no_room']:.0f} without room; of {counts['tumor_free']:.0f} tumor-free host patches "
-        f"{counts['untouched_tumor_free']:.0f} untouched",
+        f"planted, {counts['no_room']:.0f} without room, {counts['too_faint']:.0f} with too faint a lesion; of "
+        f"{counts['tumor_free']:.0f} tumor-free host patches {counts['untouched_tumor_free']:.0f} untouched",
         f"FreeTumor: lesions {sizes}; {100 * _saturated_share(counts):.1f} % of their voxels saturated",
     ]
 

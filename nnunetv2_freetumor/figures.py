@@ -187,9 +187,9 @@ def _draw_plane(axes: Axes, picture: Picture, axis: int, stage: str) -> None:
     if stage == "mask" and min(picture.mask[cut].shape) > 1 and picture.mask[cut].any():
         x_mm, y_mm = (_centers_mm(picture, a, boxes[a]) for a in (across, down))
         axes.contour(x_mm, y_mm, picture.mask[cut].astype(float), levels=[0.5], colors=OUTLINE, linewidths=0.9)
-    _write(axes, 0.02, 0.95, f"{picture.planes[axis]}, {stage}")
+    write_on(axes, 0.02, 0.95, f"{picture.planes[axis]}, {stage}")
     if stage == "before":
-        _scale_bar(axes, half_mm)
+        scale_bar(axes, half_mm)
 
 
 def _near(picture: Picture, axis: int, half_mm: float) -> tuple[int, int]:
@@ -207,15 +207,17 @@ def _centers_mm(picture: Picture, axis: int, box: tuple[int, int]) -> np.ndarray
     return (np.arange(*box) - picture.center[axis]) * picture.spacing_mm[axis]
 
 
-def _scale_bar(axes: Axes, half_mm: float) -> None:
+def scale_bar(axes: Axes, half_mm: float) -> None:
+    """Draw a bar into the lower left corner of a square picture with half of this side length."""
     length_mm = 20 if half_mm < 60 else 50
     left, level = 0.05, 0.06
     right = left + length_mm / (2 * half_mm)
     axes.plot([left, right], [level, level], color=TEXT, linewidth=2, transform=axes.transAxes, path_effects=BAR_HALO)
-    _write(axes, right + 0.03, level, f"{length_mm} mm")
+    write_on(axes, right + 0.03, level, f"{length_mm} mm")
 
 
-def _write(axes: Axes, x: float, y: float, text: str) -> None:
+def write_on(axes: Axes, x: float, y: float, text: str) -> None:
+    """Write into a picture, at shares of its width and height."""
     axes.text(x, y, text, color=TEXT, fontsize=7, va="center", transform=axes.transAxes, path_effects=HALO)
 
 

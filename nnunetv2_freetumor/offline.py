@@ -125,6 +125,7 @@ def _section(target: Target, generator: str, seed: int, lesions: int) -> Section
         probability_tumor_free=1.0,
         probability_tumor_bearing=1.0,
         untouched_share=0.0,
+        min_visibility=0.0,  # who asks for a small lesion gets it
     )
 
 

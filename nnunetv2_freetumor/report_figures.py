@@ -31,7 +31,7 @@ def cohort_figure(images: Sequence[Path], labels: Path) -> bytes:
         thickness, pixel = image.spacing_mm[0], image.spacing_mm[2]
         name = label_of(path, labels).name.removesuffix(".nii.gz")
         panels[0, column].set_title(f"{name}, {pixel:.2g} x {thickness:.2g} mm", color=TEXT, fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
 def predictions_figure(images: Path, references: Path, predictions: Path) -> bytes:
@@ -54,7 +54,7 @@ def predictions_figure(images: Path, references: Path, predictions: Path) -> byt
         name = label_of(path, references).name.removesuffix(".nii.gz")
         title = name if (reference == 2).any() else f"{name} (no tumor)"
         panels[0, column].set_title(title, color=TEXT, fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
 def show_slice(reference: NDArray, prediction: NDArray) -> int:
@@ -104,7 +104,8 @@ def _aspect(image: Case, down: int, across: int) -> float:
     return image.spacing_mm[down] / image.spacing_mm[across]
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """Render a figure."""
     FigureCanvasAgg(figure)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110, facecolor=figure.get_facecolor())

@@ -17,7 +17,7 @@ from nnunetv2_freetumor.plan import SIZE_NAMES, Section, Target, size_index
 from nnunetv2_freetumor.volume import Box, Spacing, box_around, distance_within, offsets_mm, pool
 
 COUNTS = (
-    "samples", "host", "tumor_free", "eligible", "planted", "untouched_tumor_free", "no_room",
+    "samples", "host", "tumor_free", "eligible", "planted", "untouched_tumor_free", "no_room", "too_faint",
     *SIZE_NAMES, "lesion_voxels", "saturated_voxels",
 )  # fmt: skip
 CONTEXT_MM = 12.0  # how much of the host around a lesion its texture looks at
@@ -25,7 +25,7 @@ SUBVOXEL_MM = 1.5
 
 
 class Lesion(NamedTuple):
-    """One lesion that found a place; `change.kept` tells whether it stayed."""
+    """One lesion that found a place; `change.kept` tells whether it stayed, `visible` whether it is bold enough."""
 
     sample: int
     target: int
@@ -33,6 +33,7 @@ class Lesion(NamedTuple):
     diameter_mm: float
     box: Box
     change: Change
+    visible: Bool[Tensor, ""]
 
 
 class Synthesis(NamedTuple):
@@ -87,7 +88,7 @@ class Synthesizer:
             self._plant(spot, placement.hosts[spot.target], hu, image, label, draw)
             for spot in _spots(placement, blueprints)
         ]
-        return Synthesis(image, label, lesions, _count(placement, lesions))
+        return Synthesis(image, label, lesions, count_lesions(placement, lesions))
 
     def _plant(self, spot: _Spot, hosts: Tensor, hu: Tensor, image: Tensor, label: Tensor, draw: Draw) -> Lesion:
         target = self.section.targets[spot.target]
@@ -100,8 +101,10 @@ class Synthesizer:
         lesion, keep = _outline(region, target)
         contrast = self.generator(region, target.prior.texture, Look(diameter, uniform, normal, tiles))
         support = generators.support(region)
+        visible = generators.visibility(region, contrast, lesion) >= self.section.min_visibility
+        keep = keep & visible
         change = compose(image[view], label[view], contrast, lesion, support, keep, target.tumor_label, self.intensity)
-        return Lesion(spot.sample, spot.target, spot.center, diameter, box, change)
+        return Lesion(spot.sample, spot.target, spot.center, diameter, box, change, visible)
 
     def _box(self, spot: _Spot, target: Target, shape: tuple[int, ...]) -> Box:
         reach = spot.blueprint.body.reach_mm
@@ -163,12 +166,14 @@ def _spots(placement: Placement, blueprints: list[list[list[Blueprint]]]) -> lis
     return spots
 
 
-def _count(placement: Placement, lesions: list[Lesion]) -> Float[Tensor, "counts"]:
+def count_lesions(placement: Placement, lesions: list[Lesion]) -> Float[Tensor, "counts"]:
+    """Sum up a batch, in the order of COUNTS."""
     device = placement.host.device
-    kept = torch.zeros(len(placement.host), dtype=torch.bool, device=device)
+    kept, faint = torch.zeros(2, len(placement.host), dtype=torch.bool, device=device)
     tail = torch.zeros(len(SIZE_NAMES) + 2, dtype=torch.float64, device=device)
     for lesion in lesions:
         kept[lesion.sample] |= lesion.change.kept
+        faint[lesion.sample] |= ~lesion.visible
         tail[size_index(lesion.diameter_mm)] += lesion.change.kept
         tail[-2] += lesion.change.voxels
         tail[-1] += lesion.change.saturated
@@ -180,6 +185,7 @@ def _count(placement: Placement, lesions: list[Lesion]) -> Float[Tensor, "counts
         placement.eligible,
         kept,
         free & ~kept,
-        placement.chosen & ~kept,
+        placement.chosen & ~kept & ~faint,
+        faint & ~kept,
     ]
     return torch.cat([torch.stack(head).sum(1).double(), tail])

@@ -11,7 +11,6 @@ import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import isfile, join
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from jaxtyping import Float, Int
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepochs import (
     nnUNetTrainer_1epoch,
     nnUNetTrainer_5epochs,
@@ -36,6 +35,7 @@ from nnunetv2_freetumor import (
     plan_report,
     planning,
 )
+from nnunetv2_freetumor.evaluation_after_training import LesionEvaluationMixin
 from nnunetv2_freetumor.synthesis import Synthesis, Synthesizer
 
 __all__ = [
@@ -53,9 +53,14 @@ __all__ = [
 
 PREVIEW = "freetumor_first_batch.png"
 CURVE = "freetumor_planted.png"
+NO_TRANSFORMS = (
+    "overrides get_dataloaders without calling self.get_training_transforms, so that no tumor can be planted. Put "
+    "FreeTumorMixin first among the bases, in front of a trainer that loads data as nnUNetTrainer does (not a "
+    "noDataLoading benchmark)."
+)
 
 
-class FreeTumorMixin(nnUNetTrainer):
+class FreeTumorMixin(LesionEvaluationMixin):
     """Plant synthetic tumors into an nnU-Net trainer's batches, between its spatial and its intensity transforms."""
 
     # No __init__: nnU-Net records the arguments of the outermost one by reading that method's local variables.
@@ -66,10 +71,14 @@ class FreeTumorMixin(nnUNetTrainer):
     def on_train_start(self) -> None:
         """Resolve the section and check everything, then let nnU-Net start its loader processes."""
         section = self._resolve_section()
-        x_mm, y_mm, z_mm = map(float, self.configuration_manager.spacing)
-        self._synthesizer = Synthesizer(section, (x_mm, y_mm, z_mm), intensity.from_plans(self.plans_manager.plans))
-        self._prepare_log(section)
+        self._synthesizer = self.make_synthesizer(section)
+        self._prepare_log(self._synthesizer.section)
         super().on_train_start()
+
+    def make_synthesizer(self, section: plan.Section) -> Synthesizer:
+        """Build what plants tumors; to plant otherwise, override this."""
+        x_mm, y_mm, z_mm = map(float, self.configuration_manager.spacing)
+        return Synthesizer(section, (x_mm, y_mm, z_mm), intensity.from_plans(self.plans_manager.plans))
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
         """Give the loaders the transforms before the split and keep those behind it."""
@@ -82,11 +91,7 @@ class FreeTumorMixin(nnUNetTrainer):
         """Get nnU-Net's loaders and refuse a trainer that never asks for the training transforms."""
         loaders = super().get_dataloaders()
         if self._second_half is None:
-            raise ValueError(
-                f"{type(self).__name__} overrides get_dataloaders without calling self.get_training_transforms, so "
-                "that no tumor can be planted. Put FreeTumorMixin first among the bases, in front of a trainer that "
-                "loads data as nnUNetTrainer does (not a noDataLoading benchmark)."
-            )
+            raise ValueError(f"{type(self).__name__} {NO_TRANSFORMS}")
         return loaders
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:

@@ -1,76 +1,18 @@
-"""The demo: its scores counted by hand, its steps, its coarse configuration, its page, and the whole run."""
+"""The demo: its steps, its coarse configuration, its page, and the whole run."""
 
 import inspect
 import json
-import math
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from nnunetv2_freetumor import demo, demo_trainer, report
-from nnunetv2_freetumor.demo_scores import CaseScore, LesionScore, SizeRow, rows_by_size, score_case
 from nnunetv2_freetumor.demo_steps import Runner, Step, program, progress
 from nnunetv2_freetumor.phantom_cohort import write_cohort
 from nnunetv2_freetumor.report_figures import cohort_figure
 
 ROOT = Path(__file__).parent.parent
-
-
-def test_a_case_is_scored_as_counted_by_hand():
-    reference = np.zeros((3, 10, 10), dtype=np.uint8)
-    reference[1, :8, :] = 1
-    reference[1, 1, 1:5] = 2  # four voxels, one of them predicted
-    reference[1, 4, 4:6] = 2  # two voxels, missed
-    prediction = np.zeros_like(reference)
-    prediction[1, :, :] = 1
-    prediction[1, 1, 1] = 2
-    prediction[1, 7, 7:9] = 2  # touches no tumor
-    prediction[2, 9, 0] = 2  # touches none either
-    score = score_case("hand", reference, prediction, (1.0, 1.0, 1.0))
-    assert score.organ_dice == pytest.approx(2 * 80 / (80 + 101))
-    assert score.tumor_dice == pytest.approx(2 * 1 / (6 + 4))
-    assert [lesion.found for lesion in score.lesions] == [True, False]
-    assert score.lesions[0].diameter_mm == pytest.approx((24 / math.pi) ** (1 / 3))
-    assert score.false_positives == 2
-
-
-def test_a_lesion_is_found_from_a_tenth_of_its_voxels_on():
-    reference = np.full((1, 1, 40), 2, dtype=np.uint8)
-    prediction = np.ones_like(reference)
-    prediction[..., :3] = 2
-    assert not score_case("few", reference, prediction, (1.0, 1.0, 1.0)).lesions[0].found
-    prediction[..., :4] = 2
-    assert score_case("tenth", reference, prediction, (1.0, 1.0, 1.0)).lesions[0].found
-
-
-def test_voxels_that_touch_at_a_corner_are_one_lesion():
-    reference = np.zeros((2, 2, 2), dtype=np.uint8)
-    reference[0, 0, 0] = reference[1, 1, 1] = 2
-    assert len(score_case("corner", reference, reference, (1.0, 1.0, 1.0)).lesions) == 1
-
-
-def test_a_case_without_tumor_has_no_tumor_dice_and_only_false_positives():
-    reference = np.ones((2, 4, 4), dtype=np.uint8)
-    prediction = reference.copy()
-    assert math.isnan(score_case("free", reference, prediction, (1.0, 1.0, 1.0)).tumor_dice)
-    prediction[0, 0, 0] = 2
-    score = score_case("alarm", reference, prediction, (1.0, 1.0, 1.0))
-    assert (score.tumor_dice, score.lesions, score.false_positives) == (0.0, (), 1)
-
-
-def test_lesions_are_counted_by_size_over_all_cases():
-    scores = [
-        CaseScore("a", 1.0, 1.0, (LesionScore(8.0, False), LesionScore(15.0, True)), 0),
-        CaseScore("b", 1.0, 1.0, (LesionScore(10.0, False), LesionScore(60.0, True)), 0),
-    ]
-    assert rows_by_size(scores) == [
-        SizeRow("<10 mm", 1, 0),
-        SizeRow("10-20 mm", 2, 1),
-        SizeRow("20-50 mm", 0, 0),
-        SizeRow(">=50 mm", 1, 1),
-    ]
 
 
 def test_finished_steps_are_skipped_until_one_is_new_or_has_changed(tmp_path):
@@ -120,6 +62,24 @@ def test_the_coarse_configuration_inherits_from_nnunets_own_with_a_smaller_netwo
     assert len(coarse["architecture"]["arch_kwargs"]["strides"]) == coarse["architecture"]["arch_kwargs"]["n_stages"]
 
 
+def _evaluation():
+    """Give one pair of evaluation.json: a case with one lesion found, one missed and a false alarm, and a free one."""
+    estimate = {"value": 0.5, "low": 0.1, "high": 0.9, "count": 2}
+    missing = {"value": None, "low": None, "high": None, "count": 0}
+    alarm = [{"kind": "false positive"}, {"kind": "true positive"}, {"kind": "touching"}]
+    cases = [
+        {"case": "a<b", "host_dice": 0.9, "dice": None, "lesions": [], "predictions": []},
+        {"case": "c", "host_dice": 0.7, "dice": 0.6, "lesions": [{"found": True}, {"found": False}]},
+    ]
+    summary = {
+        "host_dice": estimate | {"value": 0.8},
+        "dice": estimate | {"value": 0.6},
+        "sensitivity": {"<10 mm": estimate, ">=10 mm": missing},
+    }
+    cases[1]["predictions"] = alarm
+    return {"cases": {"predictions": cases}, "summaries": {"predictions": summary}}
+
+
 def test_the_page_needs_no_other_file_and_says_what_it_is_not(tmp_path):
     write_cohort(tmp_path / "raw", 1, seed=3, test_cases=1, pixel_mm=(4.0, 4.0), slice_mm=(8.0, 8.0))
     case = tmp_path / "raw" / "labelsTs" / "phantom_001.nii.gz"
@@ -127,10 +87,9 @@ def test_the_page_needs_no_other_file_and_says_what_it_is_not(tmp_path):
     images = sorted((tmp_path / "raw" / "imagesTr").glob("*.nii.gz"))
     picture.write_bytes(cohort_figure(images, tmp_path / "raw" / "labelsTr"))
     contents = report.Contents(
-        scores=[
-            CaseScore("a<b", 0.9, math.nan, (), 0),
-            CaseScore("c", 0.7, 0.5, (LesionScore(30.0, True), LesionScore(5.0, False)), 1),
-        ],
+        evaluation=_evaluation(),
+        evaluation_folder="evaluation",
+        rule={"min_iou": 0.1},
         training_images=images,
         test_images=tmp_path / "raw" / "imagesTs",
         references=case.parent,
@@ -142,10 +101,13 @@ def test_the_page_needs_no_other_file_and_says_what_it_is_not(tmp_path):
         prior_sources=["9 measured tumors"],
     )
     page = report.write_report(contents, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert set(re.findall(r"(?:src|href)=['\"](.{10})", page)) == {"data:image"}
+    assert set(re.findall(r"src=['\"](.{10})", page)) == {"data:image"}
+    assert re.findall(r"href=['\"](.*?)['\"]", page) == ["evaluation/evaluation.html"]
     assert "found <b>1 of 2</b> tumors, with 1 false positive." in page and "took 2.0 minutes" in page
     assert "nothing about how well it works on patients" in page and "a&lt;b" in page
-    assert "<td>mean, total</td><td class=number>0.80</td><td class=number>0.50</td>" in page
+    assert "<td>mean, total</td><td class=number>0.80</td><td class=number>0.60</td>" in page
+    assert "<td>&lt;10 mm</td><td class=number>2</td><td class=number>0.50 [0.10, 0.90]</td>" in page
+    assert "<td>&gt;=10 mm</td><td class=number>0</td><td class=number>-</td>" in page
 
 
 def test_the_demos_trainer_is_as_long_as_the_progress_bar_says():
@@ -193,7 +155,9 @@ def test_the_demo_runs_from_phantoms_to_a_page_and_a_second_run_repeats_nothing(
     demo.demo_command(output, "cpu")
     text = capsys.readouterr().out
     assert text.splitlines()[-1] == str(output / "report.html")
+    assert (output / "evaluation" / "evaluation.html").is_file() and (output / "evaluation" / "lesions.csv").is_file()
+    assert list(output.glob("nnUNet_results/*/*/fold_0/validation/freetumor_evaluation/evaluation.json"))
     page = (output / "report.html").read_text(encoding="utf-8")
     assert "nnUNetv2_train 900 3d_coarse 0 -tr nnUNetTrainerFreeTumor_shorter" in page
     demo.demo_command(output, "cpu")
-    assert capsys.readouterr().out.count("done in an earlier run") == 8
+    assert capsys.readouterr().out.count("done in an earlier run") == 9

@@ -10,7 +10,7 @@ from nnunetv2_freetumor import epoch_log
 from nnunetv2_freetumor.synthesis import COUNTS
 
 COUNTED = dict.fromkeys(COUNTS, 0.0) | {
-    "samples": 500.0, "eligible": 400.0, "planted": 150.0, "no_room": 20.0, "tumor_free": 300.0,
+    "samples": 500.0, "eligible": 400.0, "planted": 150.0, "no_room": 20.0, "too_faint": 15.0, "tumor_free": 300.0,
     "untouched_tumor_free": 190.0, "<10 mm": 70.0, "10-20 mm": 90.0, "lesion_voxels": 1000.0, "saturated_voxels": 10.0,
 }  # fmt: skip
 
@@ -60,8 +60,8 @@ def test_epochs_from_before_are_padded_with_nan_and_known_ones_kept(logger):
 def test_the_log_lines_carry_the_counts_and_the_sizes():
     first, second = epoch_log.epoch_lines(COUNTED)
     assert first == (
-        "FreeTumor: of 500 samples 400 eligible, 150 planted, 20 without room; of 300 tumor-free host patches "
-        "190 untouched"
+        "FreeTumor: of 500 samples 400 eligible, 150 planted, 20 without room, 15 with too faint a lesion; of 300 "
+        "tumor-free host patches 190 untouched"
     )
     assert second == (
         "FreeTumor: lesions <10 mm: 70, 10-20 mm: 90, 20-50 mm: 0, >=50 mm: 0; 1.0 % of their voxels saturated"

@@ -144,8 +144,8 @@ def test_a_batch_is_drawn_from_z_scores(monkeypatch):
     kept, box = torch.tensor(True), Box((0, 0, 0), (12, 40, 40))
     stayed = compose.Change(kept, *torch.zeros(3))
     lesions = [
-        Lesion(0, 0, [6.0, 12.0, 12.0], 14.0, box, stayed),
-        Lesion(0, 0, [6.0, 28.0, 28.0], 8.0, box, stayed._replace(kept=~kept)),
+        Lesion(0, 0, [6.0, 12.0, 12.0], 14.0, box, stayed, kept),
+        Lesion(0, 0, [6.0, 28.0, 28.0], 8.0, box, stayed._replace(kept=~kept), kept),
     ]
     sheets = []
     monkeypatch.setattr(figures, "lesion_sheet", lambda pictures, *_: sheets.extend(pictures))

@@ -5,7 +5,7 @@ import torch
 
 from nnunetv2_freetumor.compose import compose
 from nnunetv2_freetumor.draws import LOOK_CHANCES
-from nnunetv2_freetumor.generators import TAIL_MM, Look, Region, analyze, support, texture_contrast
+from nnunetv2_freetumor.generators import TAIL_MM, Look, Region, analyze, support, texture_contrast, visibility
 from nnunetv2_freetumor.intensity import RAW_CT
 from nnunetv2_freetumor.plan import Texture
 from nnunetv2_freetumor.volume import Box, offsets_mm
@@ -44,6 +44,14 @@ def test_contrast_follows_the_enhancement_phase(host_hu, expected):
     region = make_region(host_hu)
     change = texture_contrast(region, PLAIN, make_look())
     assert float(change[core(region)].mean()) == pytest.approx(expected, abs=2.5)
+
+
+@pytest.mark.parametrize(("spacing_mm", "elements"), [(2.0, 1.0), (0.75, 1 / 8)])
+def test_visibility_is_contrast_times_the_root_of_the_resolution_elements_over_the_noise(spacing_mm, elements):
+    region = make_region(radius_mm=8.0 * spacing_mm, noise_hu=10.0, spacing_mm=spacing_mm)
+    lesion = region.distance_mm < 0
+    expected = 12.0 * (int(lesion.sum()) * elements) ** 0.5 / 10.0
+    assert float(visibility(region, torch.full_like(region.hu, -12.0), lesion)) == pytest.approx(expected, rel=0.02)
 
 
 def test_the_draw_shifts_the_contrast():

@@ -16,18 +16,31 @@ PACKAGE = ROOT / "nnunetv2_freetumor"
 LAYERS = (
     # foundations: volumes, intensities, files, one class each from nnU-Net
     "__init__ _build startup strict_json volume intensity cases augmentation label_free planted phantom_scene",
-    "bench_startup plan compose patchy grown_tumors phantom_anatomy phantom_vessels",
-    "hosts shapes generators priors phantom_organs",
-    "draws measurement roles phantom",
-    "placement fingerprint measured_prior clip_window phantom_cohort bench_data",
+    "bench_startup plan compose patchy grown_tumors phantom_anatomy phantom_vessels page matching surfaces",
+    "hosts shapes generators priors phantom_organs scores",
+    "draws measurement roles phantom case_scores resampling thresholding",
+    "placement fingerprint measured_prior clip_window phantom_cohort bench_data patients",
     # the story
     "synthesis plan_report",
-    # what is planned, shown and logged
-    "planning figures raw_case epoch_log demo_steps demo_scores report_figures",
+    # what is planned, shown, logged and summed up
+    "planning figures raw_case epoch_log demo_steps report_figures summary comparison copy_paste",
+    # evaluation, from its files to its page
+    "evaluation_results evaluation_labels",
+    "evaluation_cases evaluation_figures evaluation_files evaluation_table",
+    "evaluation_volumes",
+    "evaluation_pictures",
+    "evaluation_page",
+    "evaluation",
+    "evaluation_after_training",
     # what people run, through nnU-Net or through the command line
     "trainer offline preview report",
     "demo_trainer bench doctor",
     "demo",
+    # the study
+    "study_design study_scores",
+    "study_trainers study_data study_runs study_results",
+    "study_place study_threshold study_figure",
+    "study",
     "cli",
 )
 LAYER = {module: layer for layer, modules in enumerate(LAYERS) for module in modules.split()}

@@ -110,6 +110,18 @@ def test_a_host_too_thin_for_the_lesion_returns_the_sample_untouched(organ_phant
     assert counted(result, "no_room") == 1
 
 
+def test_a_lesion_too_faint_for_the_noise_is_not_planted_and_is_counted(organ_phantom):
+    noise = 150.0 * torch.randn(organ_phantom.image.shape, generator=torch.Generator().manual_seed(5))
+    noisy = organ_phantom._replace(image=organ_phantom.image + noise)
+    small = (SizeClass(distribution="log_uniform", weight=1.0, min_mm=8.0, max_mm=9.0),)
+    prior = dataclasses.replace(PRIOR, sizes=small, lesions_per_patch=(1.0,))
+    result, image, label = synthesize(noisy, prior=prior)
+    assert torch.equal(result.image, image) and torch.equal(result.label, label)
+    assert [counted(result, name) for name in ("too_faint", "no_room", "planted")] == [1, 0, 0]
+    assert counted(synthesize(noisy, prior=prior, min_visibility=0.0)[0], "planted") == 1
+    assert counted(synthesize(organ_phantom, prior=prior)[0], "planted") == 1
+
+
 def test_no_tumor_free_patch_is_planted_beyond_the_share_that_must_stay_untouched(organ_phantom):
     result, _, _ = synthesize(organ_phantom, batch=60, untouched_share=0.7)
     assert 6 <= counted(result, "planted") <= 32

@@ -16,7 +16,7 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoM
     nnUNetTrainerNoMirroring,
 )
 
-from nnunetv2_freetumor import augmentation, trainer
+from nnunetv2_freetumor import augmentation, evaluation_after_training, trainer
 from nnunetv2_freetumor.bench_data import CONFIGURATION, DATASET, PLANS
 
 pytest_plugins = ["tiny_trainings"]
@@ -130,6 +130,21 @@ def test_validation_never_synthesizes(make_trainer, monkeypatch):
     with torch.no_grad(), pytest.raises(NotImplementedError):
         made.validation_step(batch)
     assert torch.equal(seen[0], kept["data"]) and not calls
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_validation_is_scored_lesion_by_lesion_after_nnunets_own_and_on_one_rank(rank, make_trainer, monkeypatch):
+    made, calls = make_trainer(trainer.nnUNetTrainerFreeTumor), []
+    del made.perform_actual_validation
+    monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", lambda self, npz: calls.append(("host", npz)))
+    monkeypatch.setattr(
+        evaluation_after_training, "evaluate_validation", lambda *folders: calls.append(folders) or "the table"
+    )
+    made.local_rank = rank
+    made.perform_actual_validation(True)
+    scored = (made.output_folder, Path(made.preprocessed_dataset_folder_base) / "gt_segmentations")
+    assert calls == [("host", True)] + [scored] * (rank == 0)
+    assert ("the table" in Path(made.log_file).read_text()) == (rank == 0)
 
 
 def test_validation_alone_resolves_no_section_and_loads_no_synthesizer(make_trainer, monkeypatch):

@@ -1,0 +1,204 @@
+"""Run the comparison that users ask for: the same network on real labels, with and without synthetic tumors."""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_freetumor import demo, plan, study_data, study_figure, study_results, study_runs, study_threshold
+from nnunetv2_freetumor.cases import check_writable, write_json, write_text
+from nnunetv2_freetumor.study_design import ABLATIONS, ALL_ARMS, ARMS, TEXTURE, THRESHOLD, Budget, Run, Setting
+from nnunetv2_freetumor.study_place import Prepared, Wish, make_test_cases, prepare
+from nnunetv2_freetumor.study_results import Readings, Row
+from nnunetv2_freetumor.study_runs import Place, Trial
+
+PROTOCOL, RESULTS, TABLE, FIGURE = "protocol.json", "results{}.json", "table{}.md", "study{}.png"
+SHORT = Budget(epochs=20, iterations=25, recipe="short")
+LONG = Budget(epochs=100, iterations=250, recipe="nnunet")
+LABEL_FREE = "label-free"
+
+
+def study_command(
+    output: str | Path,
+    dataset: str | None = None,
+    configuration: str = "3d_fullres",
+    plans_name: str = "nnUNetPlans",
+    labeled: Sequence[int] = (4, 8, 16),
+    label_free_cases: int = 6,
+    seeds: int = 3,
+    epochs: int | None = None,
+    iterations: int | None = None,
+    arms: Sequence[str] | None = None,
+    ablation: bool = False,
+    hours: float | None = None,
+    jobs: int = 1,
+    device: str | None = None,
+) -> None:
+    """Train every arm in every few-label setting with every seed, score the test cases, write table and figure.
+
+    A study that was stopped goes on when the same command is given again; what is finished is not run again.
+
+    Args:
+        output: folder of the study.
+        dataset: a prepared dataset whose raw folder has imagesTs and labelsTs; by default a cohort of CT phantoms.
+        labeled: numbers of labeled training cases, a setting each.
+        label_free_cases: training cases of the label-free setting, none with a real tumor; 0 leaves it out.
+        seeds: how often everything is repeated, with other cases, network weights and draws.
+        epochs, iterations: of each training; 20 x 25 for phantoms, 100 x 250 for a dataset.
+        arms: which arms to run; by default all but the ablation's.
+        ablation: run the texture arm with one factor changed at a time, in the smallest setting.
+        hours: start no training that would likely end later.
+        jobs: trainings at a time.
+        device: cpu or cuda.
+
+    Raises:
+        ValueError: a setting, file or command is wrong; the text says which, and the way out.
+    """
+    chosen_arms = _choose_arms(arms, ablation)
+    _check_numbers(labeled, label_free_cases, seeds, jobs, hours)
+    budget, settings = _budget(dataset is None, epochs, iterations), _settings(labeled, label_free_cases)
+    chosen, wish = demo.choose_device(device), Wish(dataset, configuration, plans_name)
+    root = check_writable(output).resolve()
+    prepared = prepare(root, wish, budget, chosen, jobs)
+    runs = _freeze(prepared, budget, settings, seeds)
+    make_test_cases(prepared, wish)
+    trials = list_trials(chosen_arms, settings[:1] if ablation else settings, runs, seeds)
+    report = partial(_report, prepared.place, trials, "_ablation" if ablation else "")
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        left = study_runs.run_trials(prepared.place, trials, partial(_run, runs), pool, jobs, hours, report)
+    print(_closing(root, report(), left))
+
+
+def _choose_arms(arms: Sequence[str] | None, ablation: bool) -> list[str]:
+    known = [*ALL_ARMS, THRESHOLD]
+    default = [TEXTURE, *ABLATIONS] if ablation else [*ARMS, THRESHOLD]
+    if unknown := [arm for arm in arms or () if arm not in known]:
+        raise ValueError(f"--arms must be some of {', '.join(known)}, but there is {', '.join(unknown)}.")
+    return list(arms or default)
+
+
+def _check_numbers(labeled: Sequence[int], label_free: int, seeds: int, jobs: int, hours: float | None) -> None:
+    for option, holds, rule, value in (
+        ("--labeled", all(n >= 1 for n in labeled) and len(set(labeled)) == len(labeled), "different numbers", labeled),
+        ("--label-free-cases", label_free >= 0, "0 or more", label_free),
+        ("--labeled", bool(labeled) or label_free > 0, "given unless there are label-free cases", labeled),
+        ("--seeds", 1 <= seeds <= study_data.SETTING_STRIDE, f"1 to {study_data.SETTING_STRIDE}", seeds),
+        ("--jobs", jobs >= 1, "1 or more", jobs),
+        ("--hours", hours is None or hours > 0, "above 0", hours),
+    ):
+        if not holds:
+            raise ValueError(f"{option} must be {rule}, but it is {value}.")
+
+
+def _budget(phantoms: bool, epochs: int | None, iterations: int | None) -> Budget:
+    default = SHORT if phantoms else LONG
+    budget = Budget(
+        epochs=default.epochs if epochs is None else epochs,
+        iterations=default.iterations if iterations is None else iterations,
+        recipe=default.recipe,
+    )
+    if min(budget.epochs, budget.iterations) < 1:
+        raise ValueError(
+            f"--epochs and --iterations must be 1 or more, but they are {budget.epochs} and {budget.iterations}."
+        )
+    return budget
+
+
+def _settings(labeled: Sequence[int], label_free: int) -> list[Setting]:
+    settings = [Setting(f"{number} labeled", number) for number in sorted(labeled)]
+    free = [Setting(LABEL_FREE, label_free, True)] * (label_free > 0)
+    return settings[:1] + free + settings[1:]
+
+
+def _freeze(prepared: Prepared, budget: Budget, settings: Sequence[Setting], seeds: int) -> tuple[Run, ...]:
+    """Write down everything that could be tuned, before any test case exists or is read; refuse a change of it.
+
+    Raises:
+        ValueError: the folder holds a study of another protocol.
+    """
+    place, section = prepared.place, plan.read_section(prepared.plans[plan.SECTION])
+    tumors = sorted({target.tumor_label for target in section.targets})
+    pool = study_data.read_pool(prepared.folder / "gt_segmentations", place.labels.file_ending, tumors)
+    runs = study_data.plan_runs(pool, settings, seeds)
+    made = study_data.arm_plans(prepared.plans, budget, runs)
+    protocol = {
+        "dataset": place.dataset,
+        "configuration": place.configuration,
+        "test": prepared.test,
+        "budget": plan.to_json(budget),
+        "settings": [setting._asdict() for setting in settings],
+        "seeds": seeds,
+        "rule": json.loads(json.dumps(study_runs.RULE._asdict())),
+        "false_positives_per_scan": study_results.MATCHED,
+        "runs": [plan.to_json(run) for run in runs],
+        "sections": {name: plans[plan.SECTION] for name, plans in made.items()},
+    }
+    _keep_protocol(place.root / PROTOCOL, protocol)
+    study_data.write_arm_plans(prepared.folder, made)
+    return runs
+
+
+def _keep_protocol(path: Path, protocol: dict[str, Any]) -> None:
+    if not path.is_file():
+        return write_json(protocol, path)
+    frozen = json.loads(path.read_text(encoding="utf-8"))
+    if changed := [key for key in protocol if protocol[key] != frozen.get(key)]:
+        raise ValueError(
+            f"{path} was frozen with another {', '.join(changed)}, and a study whose protocol changes after its test "
+            "cases were seen proves nothing. Use the same options and version, or another -o folder."
+        )
+
+
+def list_trials(arms: Sequence[str], settings: Sequence[Setting], runs: Sequence[Run], seeds: int) -> list[Trial]:
+    """List the trials: the smallest setting and the label-free one with all seeds first, then the others."""
+    fold = {(run.setting, run.seed): run.fold for run in runs}
+    blocks = [settings[:2], settings[2:]] if any(s.label_free for s in settings) else [settings[:1], settings[1:]]
+    return [
+        Trial(arm, _trainer(arm), study_data.plans_name(arm), setting.name, seed, fold[setting.name, seed])
+        for block in blocks
+        for seed in range(seeds)
+        for setting in block
+        for arm in arms
+        if not (setting.label_free and arm in ALL_ARMS and ALL_ARMS[arm].needs_tumors)
+    ]
+
+
+def _trainer(arm: str) -> str:
+    return ALL_ARMS[arm].trainer if arm in ALL_ARMS else ""
+
+
+def _run(runs: Sequence[Run], place: Place, trial: Trial) -> float:
+    if trial.trainer:
+        return study_runs.run_trial(place, trial)
+    return study_threshold.run_threshold(place, trial, next(run for run in runs if run.fold == trial.fold))
+
+
+def _report(place: Place, trials: Sequence[Trial], suffix: str) -> list[Row]:
+    """Write what is known so far."""
+    readings: dict[tuple[str, str], Readings] = {}
+    for trial in trials:
+        if study_runs.is_done(place, trial):
+            read = readings.setdefault((trial.setting, trial.arm), Readings(_title(trial.arm), {}))
+            read.scores[trial.seed] = study_runs.load_scores(place, trial)
+    order = list(dict.fromkeys((trial.setting, trial.arm) for trial in trials))
+    rows = study_results.rows_of({key: readings[key] for key in order if key in readings}, study_runs.RULE)
+    taken = {t.name: study_runs.seconds(place, t) for t in trials if study_runs.is_done(place, t)}
+    results = {"machine": study_results.machine(place.device), "seconds": taken}
+    write_json(results | {"rows": study_results.to_json(rows)}, place.root / RESULTS.format(suffix))
+    write_text(study_results.table(rows) + "\n", place.root / TABLE.format(suffix))
+    study_figure.draw(rows, place.root / FIGURE.format(suffix))
+    return rows
+
+
+def _title(arm: str) -> str:
+    return ALL_ARMS[arm].title if arm in ALL_ARMS else study_threshold.TITLE
+
+
+def _closing(root: Path, rows: Sequence[Row], left: Sequence[Trial]) -> str:
+    text = f"{study_results.table(rows)}\n\nProtocol, results, table and figure:\n{root}"
+    if left:
+        text += f"\n{len(left)} trainings are left; give the same command again to go on."
+    return text

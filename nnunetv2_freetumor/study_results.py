@@ -1,0 +1,143 @@
+"""Sum up a study: one row for each setting and arm, with intervals, and its difference to training on real labels."""
+
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import torch
+
+from nnunetv2_freetumor import __version__
+from nnunetv2_freetumor.comparison import compare_at, sensitivity_at
+from nnunetv2_freetumor.scores import ALL_SIZES, CaseScore, Difference, Estimate, Rule, size_names
+from nnunetv2_freetumor.summary import summarize
+
+MATCHED = 1.0  # false positives per scan at which sensitivities are compared
+BASELINE = "real"
+
+
+class Row(NamedTuple):
+    """One arm in one setting, all its seeds together."""
+
+    setting: str
+    arm: str
+    title: str
+    seeds: tuple[int, ...]
+    matched: dict[str, Estimate]  # sensitivity at MATCHED false positives per scan, by size
+    by_seed: tuple[float, ...]  # the same for all sizes, each seed alone
+    gain: Difference | None  # of the matched sensitivity, all sizes, over the baseline with the same seeds
+    sensitivity: Estimate  # at probability .5, as nnU-Net predicts
+    false_positives: Estimate  # per scan, at probability .5
+    specificity: Estimate  # share of tumor-free scans without any prediction, at probability .5
+    dice: Estimate
+
+
+class Readings(NamedTuple):
+    """What an arm's trials scored in one setting, by seed."""
+
+    title: str
+    scores: dict[int, list[CaseScore]]
+
+
+def rows_of(readings: Mapping[tuple[str, str], Readings], rule: Rule) -> list[Row]:
+    """Sum up all readings; keys are (setting, arm)."""
+    return [
+        _row(setting, arm, read, readings.get((setting, BASELINE)), rule)
+        for (setting, arm), read in readings.items()
+        if read.scores
+    ]
+
+
+def _row(setting: str, arm: str, read: Readings, baseline: Readings | None, rule: Rule) -> Row:
+    pooled = [score for scores in read.scores.values() for score in scores]
+    summary = summarize(arm, pooled, rule)
+    names = (*size_names(rule.bounds_mm), ALL_SIZES)
+    return Row(
+        setting=setting,
+        arm=arm,
+        title=read.title,
+        seeds=tuple(read.scores),
+        matched={name: sensitivity_at(pooled, MATCHED, rule, name) for name in names},
+        by_seed=tuple(sensitivity_at(scores, MATCHED, rule).value for scores in read.scores.values()),
+        gain=None if baseline is None or arm == BASELINE else _gain(read, baseline, rule),
+        sensitivity=summary.sensitivity[ALL_SIZES],
+        false_positives=summary.false_positives_per_scan,
+        specificity=summary.patient_specificity,
+        dice=summary.dice,
+    )
+
+
+def _gain(read: Readings, baseline: Readings, rule: Rule) -> Difference | None:
+    """Compare the seeds that both have."""
+    shared = [seed for seed in read.scores if seed in baseline.scores]
+    if not shared:
+        return None
+    ours, other = ([score for seed in shared for score in side.scores[seed]] for side in (read, baseline))
+    return compare_at(ours, other, MATCHED, rule)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Write the rows as a Markdown table."""
+    head = (
+        "| training labels | arm | seeds | found at 1 FP/scan | <10 mm | 10-20 mm | gain over real only | FP/scan | "
+        "tumor-free scans kept clean | Dice |"
+    )
+    lines = [head, "|---|---|---|---|---|---|---|---|---|---|"]
+    for row in rows:
+        sizes = list(row.matched.values())
+        cells = [
+            row.setting,
+            row.title,
+            str(len(row.seeds)),
+            _share(row.matched[ALL_SIZES]),
+            _share(sizes[0], interval=False),
+            _share(sizes[1], interval=False),
+            _gain_text(row.gain),
+            f"{row.false_positives.value:.1f}",
+            _share(row.specificity, interval=False),
+            f"{row.dice.value:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _share(estimate: Estimate, interval: bool = True) -> str:
+    if estimate.value != estimate.value:
+        return "-"
+    bounds = f" ({100 * estimate.low:.0f}-{100 * estimate.high:.0f})" if interval else ""
+    return f"{100 * estimate.value:.0f} %{bounds}"
+
+
+def _gain_text(gain: Difference | None) -> str:
+    if gain is None or gain.value != gain.value:
+        return "-"
+    low, high = 100 * gain.low, 100 * gain.high
+    chance = "" if gain.p != gain.p else f", p {gain.p:.3f}"
+    return f"{100 * gain.value:+.0f} ({low:+.0f} to {high:+.0f}){chance}"
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Tell on what a study ran."""
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "nnunetv2": version("nnunetv2"),
+        "nnunetv2_freetumor": __version__,
+    }
+
+
+def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Turn the rows into what `json.dump` takes; NaN becomes null."""
+    return [_plain(row._asdict()) for row in rows]
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
