@@ -125,7 +125,7 @@ COMMANDS = {
                 "--label-free-cases", "label_free_cases", "cases of the label-free setting; 0: none (default: 6)", int
             ),
             Option("--seeds", "seeds", "repetitions of everything (default: 3)", int),
-            Option("--epochs", "epochs", "of each training (default: 20 for phantoms, 100 for a dataset)", int),
+            Option("--epochs", "epochs", "of each training (default: 60 for phantoms, 100 for a dataset)", int),
             Option("--iterations", "iterations", "of each epoch (default: 25 for phantoms, 250 for a dataset)", int),
             Option("--arms", "arms", "which arms to run (default: all but the ablation's)", many=True),
             Option("--ablation", "ablation", "change one factor of the texture arm at a time instead", bool),

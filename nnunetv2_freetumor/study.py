@@ -16,7 +16,7 @@ from nnunetv2_freetumor.study_results import Readings, Row
 from nnunetv2_freetumor.study_runs import Place, Trial
 
 PROTOCOL, RESULTS, TABLE, FIGURE = "protocol.json", "results{}.json", "table{}.md", "study{}.png"
-SHORT = Budget(epochs=20, iterations=25, recipe="short")
+SHORT = Budget(epochs=60, iterations=25, recipe="short")
 LONG = Budget(epochs=100, iterations=250, recipe="nnunet")
 LABEL_FREE = "label-free"
 
@@ -47,7 +47,7 @@ def study_command(
         labeled: numbers of labeled training cases, a setting each.
         label_free_cases: training cases of the label-free setting, none with a real tumor; 0 leaves it out.
         seeds: how often everything is repeated, with other cases, network weights and draws.
-        epochs, iterations: of each training; 20 x 25 for phantoms, 100 x 250 for a dataset.
+        epochs, iterations: of each training; 60 x 25 for phantoms, 100 x 250 for a dataset.
         arms: which arms to run; by default all but the ablation's.
         ablation: run the texture arm with one factor changed at a time, in the smallest setting.
         hours: start no training that would likely end later.
