@@ -12,7 +12,7 @@ LINT_OPTIONS := --select E,W,F,I,UP,B,SIM,D103,D401,D419,ERA --ignore F722,F821,
 SOURCES := nnunetv2_freetumor plans tests
 
 .DEFAULT_GOAL := setup
-.PHONY: setup demo test test-fast check bench clean
+.PHONY: setup demo test test-fast check bench study clean
 
 setup: $(READY)
 
@@ -41,6 +41,10 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/nnUNetv2_freetumor bench -o bench_output $(DEVICE_OPTION)
 
+# hours of training: stop it and start it again as you like
+study: $(READY)
+	$(BIN)/nnUNetv2_freetumor study -o study_output $(DEVICE_OPTION)
+
 clean:
-	rm -rf $(VENV) build dist demo_output bench_output *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist demo_output bench_output study_output *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,5 @@
 """Compare two models on the same patients, or one model on two cohorts."""
 
-import math
 from collections.abc import Sequence
 
 from nnunetv2_freetumor.patients import (
@@ -31,8 +30,7 @@ Scores = Sequence[CaseScore]
 def compare(ours: Scores, other: Scores, rule: Rule, seed: int = 0) -> dict[str, Difference]:
     """Subtract the other model's values from ours, by name, over the cases that both have.
 
-    Dice and surface Dice are compared over the cases for which both models have one; a scan without tumor has one only
-    where something was predicted. The k-th reading of a case is compared with the k-th of the other model.
+    The k-th reading of a case is compared with the k-th of the other model.
     """
     ours, other = _pair_up(ours, other)
     patients = len(patient_names(ours))
@@ -109,17 +107,8 @@ def _pair_up(ours: Scores, other: Scores) -> tuple[list[CaseScore], list[CaseSco
     if not both:
         named = (f"{min((score.case for score in scores), default='nothing')} ..." for scores in (ours, other))
         raise ValueError(f"the two models share no case: {' against '.join(named)}; give predictions of the same cases")
-    pairs = [_where_both(mine[key], others[key]) for key in both]
-    return [first for first, _ in pairs], [second for _, second in pairs]
+    return [mine[key] for key in both], [others[key]._replace(patient=mine[key].patient) for key in both]
 
 
 def _keys(scores: Scores) -> list[tuple[str, int]]:
     return [(score.case, number) for score, number in zip(scores, number_readings(scores))]
-
-
-def _where_both(mine: CaseScore, others: CaseScore) -> tuple[CaseScore, CaseScore]:
-    """Remove overlaps that only one of the two has."""
-    others = others._replace(patient=mine.patient)
-    if math.isnan(mine.dice) or math.isnan(others.dice):
-        mine, others = (score._replace(dice=math.nan, surface_dice=math.nan) for score in (mine, others))
-    return mine, others

@@ -12,7 +12,7 @@ is what makes copy-paste unrealistic across phases and scanners.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import cc3d
 import numpy as np
@@ -82,7 +82,7 @@ def read_bank(dataset: Dataset, identifiers: Sequence[str], section: Section, sp
 
 
 def _cut_out(
-    index: int, target: Target, tumor: np.ndarray, labels: np.ndarray, image: np.ndarray, spacing_mm: Spacing
+    index: int, target: Target, tumor: np.ndarray, labels: np.ndarray, image: Any, spacing_mm: Spacing
 ) -> RealTumor:
     bounds = get_bbox_from_mask(tumor)
     inside = np.pad(tumor[bounding_box_to_slice(bounds)], 1)

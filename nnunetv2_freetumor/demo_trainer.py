@@ -3,12 +3,13 @@
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
 from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerVanillaAdam
 
+from nnunetv2_freetumor.cpu_pairs import PairsOnCpu
 from nnunetv2_freetumor.trainer import FreeTumorMixin
 
 __all__ = ["nnUNetTrainerFreeTumor_demo"]
 
 
-class nnUNetTrainerFreeTumor_demo(FreeTumorMixin, nnUNetTrainerVanillaAdam, nnUNetTrainerNoMirroring):
+class nnUNetTrainerFreeTumor_demo(FreeTumorMixin, PairsOnCpu, nnUNetTrainerVanillaAdam, nnUNetTrainerNoMirroring):
     """Train for a few minutes on two cores; only good for showing that everything runs."""
 
     def initialize(self) -> None:

@@ -119,11 +119,10 @@ def _zero(value: float) -> float:
 
 
 def _dice(scores: Sequence[CaseScore]) -> list[float]:
-    return [score.dice for score in scores if not math.isnan(score.dice)]
+    return [score.dice for score in scores if score.lesions]
 
 
 def _paired(ours: Sequence[CaseScore], other: Sequence[CaseScore]) -> list[tuple[float, float]]:
-    """Give (other, ours) of each case that has both."""
+    """Give (other, ours) of each case with tumors that both have."""
     others = {score.case: score.dice for score in other}
-    pairs = [(others.get(score.case, math.nan), score.dice) for score in ours]
-    return [pair for pair in pairs if not any(map(math.isnan, pair))]
+    return [(others[score.case], score.dice) for score in ours if score.lesions and score.case in others]

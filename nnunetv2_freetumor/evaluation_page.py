@@ -42,8 +42,8 @@ def _introduction(evaluation: Evaluation) -> str:
         f"<ul>{scored}</ul><p>A lesion is a connected piece of tumor in the reference. Each is assigned at most one "
         "connected prediction, and each prediction at most one lesion. The lesion counts as <b>found</b> when the two "
         f"share at least {rule.min_iou:.0%} of the volume that they cover together (intersection over union). A "
-        "prediction that touches no lesion is a <b>false positive</b>; one that touches a lesion without being "
-        "assigned to it is neither. A lesion's diameter is that of the ball with its volume."
+        "prediction with less than a tenth of its volume on tumors is a <b>false positive</b>; one with more that is "
+        "not assigned to a lesion is neither. A lesion's diameter is that of the ball with its volume."
         f"{smallest}</p>"
         "<p>Brackets and bars are 95 % intervals: patients were drawn again and again with replacement, and 95 % of "
         "the results lie within. Few patients or few lesions make them wide, and a difference whose interval holds 0 "
@@ -92,8 +92,8 @@ def _froc_caption() -> str:
 
 def _dice_caption(result: PairResult) -> tuple[str, str]:
     if OTHER in result.scores:
-        return "Dice of the tumor, one point per case, where both models have one.", "small"
-    return "Dice of the tumor over the cases that have one.", ""
+        return "Dice of the tumor, one point per scan with tumors.", "small"
+    return "Dice of the tumor over the scans with tumors.", ""
 
 
 def _case_table(scores: tuple[CaseScore, ...]) -> str:

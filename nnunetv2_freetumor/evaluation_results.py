@@ -48,7 +48,7 @@ def rows_of(summary: Summary, rule: Rule) -> list[Row]:
         Row("patient sensitivity", "patient sensitivity", summary.patient_sensitivity),
         Row("patient specificity", "patient specificity", summary.patient_specificity),
         Row("auroc", "AUROC", summary.auroc),
-        Row("dice", "Dice", summary.dice),
+        Row("dice", "Dice, scans with tumor", summary.dice),
         Row("surface dice", f"surface Dice {rule.tolerance_mm:g} mm", summary.surface_dice),
         Row("host dice", "Dice of organ with tumor", summary.host_dice),
     ]

@@ -78,7 +78,11 @@ def number_readings(scores: Sequence[CaseScore]) -> list[int]:
 
 
 def ratios_by_patient(scores: Sequence[CaseScore], rule: Rule) -> dict[str, Ratio]:
-    """Sum up everything that is a ratio, by its name."""
+    """Sum up everything that is a ratio, by its name.
+
+    Dice and surface Dice are averaged over the scans with tumors. (nnU-Net also counts a scan without tumor, as 0, but
+    only where something is predicted, so that its mean is over other scans for each model; here false positives tell.)
+    """
     place = _places(scores)
     lesions, found = (place.sums(counts) for counts in _lesions_by_size(scores, rule))
     names = (*size_names(rule.bounds_mm), ALL_SIZES)
@@ -88,8 +92,8 @@ def ratios_by_patient(scores: Sequence[CaseScore], rule: Rule) -> dict[str, Rati
     columns: dict[str, tuple[list[float], Kind]] = {
         FALSE_POSITIVES: ([float(len(volumes)) for volumes in alarms], "rate"),
         FALSE_POSITIVE_ML: ([float(sum(volumes)) for volumes in alarms], "mean"),
-        DICE: ([score.dice for score in scores], "mean"),
-        SURFACE_DICE: ([score.surface_dice for score in scores], "mean"),
+        DICE: ([score.dice if score.lesions else math.nan for score in scores], "mean"),
+        SURFACE_DICE: ([score.surface_dice if score.lesions else math.nan for score in scores], "mean"),
         HOST_DICE: ([score.host_dice for score in scores], "mean"),
     }
     for name, (column, kind) in columns.items():

@@ -125,8 +125,8 @@ def _size_table(contents: Contents) -> str:
     rows = [[name, str(value["count"]), _estimate(value)] for name, value in sensitivity.items()]
     return table(["diameter", "tumors", "share found [95 % interval]"], rows) + (
         "<p>A tumor counts as found when a connected prediction overlaps it with an intersection over union of at "
-        f"least {contents.rule['min_iou']:g}; a connected prediction that touches no tumor is a false positive. A "
-        "dash: nothing to measure. More, with pictures of what was missed: "
+        f"least {contents.rule['min_iou']:g}; one with less than a tenth of its volume on tumors is a false positive. "
+        "A dash: nothing to measure. More, with pictures of what was missed: "
         f"<a href='{contents.evaluation_folder}/{EVALUATION_PAGE}'>the evaluation</a>.</p>"
     )
 

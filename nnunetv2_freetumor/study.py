@@ -66,10 +66,14 @@ def study_command(
     runs = _freeze(prepared, budget, settings, seeds)
     make_test_cases(prepared, wish)
     trials = list_trials(chosen_arms, settings[:1] if ablation else settings, runs, seeds)
-    report = partial(_report, prepared.place, trials, "_ablation" if ablation else "")
+    report = partial(_report, prepared.place, trials, "_ablation" if ablation else "", _baseline(ablation))
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         left = study_runs.run_trials(prepared.place, trials, partial(_run, runs), pool, jobs, hours, report)
-    print(_closing(root, report(), left))
+    print(_closing(root, study_results.table(report(), _baseline(ablation)), left))
+
+
+def _baseline(ablation: bool) -> str:
+    return TEXTURE if ablation else study_results.BASELINE
 
 
 def _choose_arms(arms: Sequence[str] | None, ablation: bool) -> list[str]:
@@ -176,7 +180,7 @@ def _run(runs: Sequence[Run], place: Place, trial: Trial) -> float:
     return study_threshold.run_threshold(place, trial, next(run for run in runs if run.fold == trial.fold))
 
 
-def _report(place: Place, trials: Sequence[Trial], suffix: str) -> list[Row]:
+def _report(place: Place, trials: Sequence[Trial], suffix: str, baseline: str) -> list[Row]:
     """Write what is known so far."""
     readings: dict[tuple[str, str], Readings] = {}
     for trial in trials:
@@ -184,11 +188,12 @@ def _report(place: Place, trials: Sequence[Trial], suffix: str) -> list[Row]:
             read = readings.setdefault((trial.setting, trial.arm), Readings(_title(trial.arm), {}))
             read.scores[trial.seed] = study_runs.load_scores(place, trial)
     order = list(dict.fromkeys((trial.setting, trial.arm) for trial in trials))
-    rows = study_results.rows_of({key: readings[key] for key in order if key in readings}, study_runs.RULE)
+    known = {key: readings[key] for key in order if key in readings}
+    rows = study_results.rows_of(known, study_runs.RULE, baseline)
     taken = {t.name: study_runs.seconds(place, t) for t in trials if study_runs.is_done(place, t)}
     results = {"machine": study_results.machine(place.device), "seconds": taken}
     write_json(results | {"rows": study_results.to_json(rows)}, place.root / RESULTS.format(suffix))
-    write_text(study_results.table(rows) + "\n", place.root / TABLE.format(suffix))
+    write_text(study_results.table(rows, baseline) + "\n", place.root / TABLE.format(suffix))
     study_figure.draw(rows, place.root / FIGURE.format(suffix))
     return rows
 
@@ -197,8 +202,8 @@ def _title(arm: str) -> str:
     return ALL_ARMS[arm].title if arm in ALL_ARMS else study_threshold.TITLE
 
 
-def _closing(root: Path, rows: Sequence[Row], left: Sequence[Trial]) -> str:
-    text = f"{study_results.table(rows)}\n\nProtocol, results, table and figure:\n{root}"
+def _closing(root: Path, table: str, left: Sequence[Trial]) -> str:
+    text = f"{table}\n\nProtocol, results, table and figure:\n{root}"
     if left:
         text += f"\n{len(left)} trainings are left; give the same command again to go on."
     return text

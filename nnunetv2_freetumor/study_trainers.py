@@ -10,11 +10,11 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from jaxtyping import Float
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
 from nnunetv2_freetumor import plan
 from nnunetv2_freetumor.copy_paste import CopyPaste, read_bank
+from nnunetv2_freetumor.cpu_pairs import PairsOnCpu
 from nnunetv2_freetumor.generators import Look, Region
 from nnunetv2_freetumor.study_design import Order, Run, read_order
 from nnunetv2_freetumor.synthesis import Synthesizer
@@ -32,7 +32,7 @@ VALIDATION_ITERATIONS = 2
 CONSTANT_HU = -40.0  # contrast of the plain ellipsoids; typical of liver metastases in the portal venous phase
 
 
-class StudyTrainer(nnUNetTrainer):
+class StudyTrainer(PairsOnCpu):
     """Train one run of the study: its cases, its seed, the study's budget and recipe."""
 
     def initialize(self) -> None:

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "nnunetv2_freetumor"
 LAYERS = (
     # foundations: volumes, intensities, files, one class each from nnU-Net
-    "__init__ _build startup strict_json volume intensity cases augmentation label_free planted phantom_scene",
+    "__init__ _build startup strict_json volume intensity cases augmentation label_free planted phantom_scene "
+    "cpu_pairs",
     "bench_startup plan compose patchy grown_tumors phantom_anatomy phantom_vessels page matching surfaces",
     "hosts shapes generators priors phantom_organs scores",
     "draws measurement roles phantom case_scores resampling thresholding",

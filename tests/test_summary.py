@@ -99,7 +99,7 @@ def test_a_summary_counts_lesions_false_positives_and_patients():
     assert summary.false_positive_ml_per_scan.value == pytest.approx(4.2 / 5)
     assert (summary.patient_sensitivity.value, summary.patient_sensitivity.count) == (0.5, 2)
     assert (summary.patient_specificity.value, summary.patient_specificity.count) == (2 / 3, 3)
-    assert summary.dice.value == pytest.approx(1 / 3) and summary.dice.count == 3
+    assert summary.dice.value == 0.5 and summary.dice.count == 2  # of the scans with tumors
     assert summary.host_dice.value == pytest.approx(0.9) and summary.host_dice.count == 5
     assert summary.froc == () and summary.auroc.count == 0
 
@@ -293,9 +293,9 @@ def test_the_other_model_s_patients_are_ours_whatever_it_calls_them():
     assert same(*(list(chain(*compare(ours, them, RULE).values())) for them in (other, renamed)))
 
 
-def test_dice_is_compared_where_both_have_one():
-    ours = [case("a", dice=0.8), case("b", dice=math.nan)]
-    other = [case("a", dice=0.6), case("b", dice=0.0)]
+def test_dice_is_compared_over_scans_with_tumors_whatever_is_predicted_in_the_others():
+    ours = [case("a", [(5, True)], dice=0.8), case("b", dice=math.nan)]
+    other = [case("a", [(5, True)], dice=0.6), case("b", dice=0.0)]
     difference = compare(ours, other, RULE)["dice"]
     assert difference.value == pytest.approx(0.2) and difference.count == 1
 

@@ -1,0 +1,74 @@
+"""A whole study, as small as it gets: phantoms, nnU-Net's own commands, table and figure; then nothing left to do."""
+
+import json
+
+import pytest
+
+from nnunetv2_freetumor import study, study_data
+
+pytestmark = pytest.mark.slow
+
+OPTIONS = {
+    "labeled": (2,),
+    "label_free_cases": 1,
+    "seeds": 1,
+    "epochs": 1,
+    "iterations": 1,
+    "arms": ["real", "texture", "threshold"],
+    "device": "cpu",
+}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Shrink the phantom cohort."""
+    for name, value in {
+        "POOL_CASES": 5,
+        "POOL_TUMOR_FREE_EVERY": 2,
+        "TEST_CASES": 2,
+        "TEST_TUMOR_FREE_EVERY": 2,
+        "TEST_LESIONS": (2, 2),
+        "CROP_MM": 5.0,
+        "PATCH": [16, 32, 32],
+        "FEATURES": [4, 4, 8],
+        "SCANNER": {"pixel_mm": (2.4, 2.5), "slice_mm": (6.0, 7.0)},
+    }.items():
+        monkeypatch.setattr(study_data, name, value)
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_n_proc_DA"):
+        monkeypatch.setenv(name, "restored after the test")
+
+
+def test_a_study_runs_from_phantoms_to_its_table_and_goes_on_where_it_was(small, tmp_path, capsys):
+    study.study_command(tmp_path, **OPTIONS)
+    first = capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [(row["setting"], row["arm"]) for row in results["rows"]] == [
+        ("2 labeled", "real"),
+        ("2 labeled", "texture"),
+        ("2 labeled", "threshold"),
+        ("label-free", "texture"),
+        ("label-free", "threshold"),
+    ]
+    assert all(row["matched"]["all"]["count"] == 2 for row in results["rows"])
+    assert len(results["seconds"]) == 5 and results["machine"]["device"].startswith("cpu")
+    assert (tmp_path / "table.md").read_text().strip() in first
+    assert (tmp_path / "study.png").stat().st_size > 0
+    assert not list((tmp_path / "runs").rglob("*.npz"))
+
+    study.study_command(tmp_path, **OPTIONS)
+    again = capsys.readouterr().out
+    assert "seed_0:" not in again and (tmp_path / "table.md").read_text().strip() in again
+
+    with pytest.raises(ValueError, match="protocol.json was frozen with another seeds, runs"):
+        study.study_command(tmp_path, **OPTIONS | {"seeds": 2})
+
+
+def test_the_protocol_is_frozen_before_a_test_case_exists(small, tmp_path, monkeypatch):
+    def seen(prepared, wish):
+        assert (tmp_path / "protocol.json").is_file()
+        assert not (prepared.place.images / "test_000_0000.nii.gz").exists()
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(study, "make_test_cases", seen)
+    with pytest.raises(ValueError, match="far enough"):
+        study.study_command(tmp_path, **OPTIONS)
