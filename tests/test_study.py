@@ -1,12 +1,15 @@
 """A whole study, as small as it gets: phantoms, nnU-Net's own commands, table and figure; then nothing left to do."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from nnunetv2_freetumor import study, study_data
 
 pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
 
 OPTIONS = {
     "labeled": (2,),
@@ -34,6 +37,7 @@ def small(monkeypatch):
         "SCANNER": {"pixel_mm": (2.4, 2.5), "slice_mm": (6.0, 7.0)},
     }.items():
         monkeypatch.setattr(study_data, name, value)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # where the package is not installed
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_n_proc_DA"):
         monkeypatch.setenv(name, "restored after the test")
 
