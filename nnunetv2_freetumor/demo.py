@@ -92,7 +92,7 @@ def _preparation(root: Path) -> list[Step]:
             "coarse",
             "add a configuration for two cores to the plans",
             f"add_coarse_configuration({plans_file.name}): {CONFIGURATION} with {COARSE}",
-            lambda: add_coarse_configuration(plans_file),
+            lambda: add_coarse_configuration(plans_file, FEATURES),
         ),
         Step("freetumor", "measure the tumors, write the freetumor section", f"nnUNetv2_freetumor plan -d {DATASET}"),
         Step(
@@ -140,7 +140,7 @@ def _training(device: str) -> list[Step]:
     ]
 
 
-def add_coarse_configuration(plans_file: Path, features: Sequence[int] = FEATURES, **changes: Any) -> None:
+def add_coarse_configuration(plans_file: Path, features: Sequence[int], **changes: Any) -> None:
     """Add a configuration with large voxels and a small network, which two cores train in minutes."""
     plans = json.loads(plans_file.read_text(encoding="utf-8"))
     stages = len(features)

@@ -54,7 +54,7 @@ def test_the_coarse_configuration_inherits_from_nnunets_own_with_a_smaller_netwo
     plans = {"configurations": {"3d_fullres": {"spacing": [1, 1, 1], "architecture": arch}}}
     path = tmp_path / "plans.json"
     path.write_text(json.dumps(plans))
-    demo.add_coarse_configuration(path)
+    demo.add_coarse_configuration(path, demo.FEATURES)
     changed = json.loads(path.read_text())["configurations"]
     assert changed["3d_fullres"] == plans["configurations"]["3d_fullres"]
     coarse = changed["3d_coarse"]

@@ -1,7 +1,6 @@
 """The page of an evaluation: everything is on it, it needs no other file, and its pictures show the right place."""
 
 import io
-import math
 import re
 
 import numpy as np
@@ -95,7 +94,7 @@ def test_images_give_the_background_and_must_fit(folders):
 def test_plots_without_numbers_are_left_out():
     given = evaluation(other=False, froc=False).pairs[0]
     assert evaluation_figures.froc_figure(given, Rule()) is None
-    nothing = tuple(score._replace(dice=math.nan) for score in given.scores["predictions"])
+    nothing = tuple(score._replace(lesions=()) for score in given.scores["predictions"])
     assert evaluation_figures.dice_figure(given._replace(scores={"predictions": nothing})) is None
     assert evaluation_figures.sensitivity_figure(given, Rule()).startswith(b"\x89PNG")
 
