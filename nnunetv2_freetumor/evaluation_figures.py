@@ -64,7 +64,7 @@ def froc_figure(result: PairResult, rule: Rule) -> bytes | None:
 
 @style.context("default")
 def dice_figure(result: PairResult) -> bytes | None:
-    """Draw the Dice of each scan with tumors, against the other model's where there is one; None where there is none."""
+    """Draw the Dice of the scans with tumors, against the other model's where there is one; None without such scans."""
     pairs = _paired(result.scores[OURS], result.scores.get(OTHER, ()))
     figure, axes = _plot(4.2 if OTHER in result.scores else 9)
     if OTHER in result.scores:
