@@ -13,7 +13,16 @@ from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice
 from jaxtyping import Bool, Float, Int, Integer
 
 from nnunetv2_freetumor.matching import FALSE_POSITIVE, MISSED, Components, Matching, find_components, match
-from nnunetv2_freetumor.scores import THRESHOLDS, CaseScore, Pair, PredictedLesion, ReferenceLesion, Rule, Sweep
+from nnunetv2_freetumor.scores import (
+    IN_HOST,
+    THRESHOLDS,
+    CaseScore,
+    Pair,
+    PredictedLesion,
+    ReferenceLesion,
+    Rule,
+    Sweep,
+)
 from nnunetv2_freetumor.surfaces import (
     find_surface,
     mean_surface_distance,
@@ -52,7 +61,8 @@ def score_case(
         prediction = np.where(reference == ignore, 0, prediction)
         probability = None if probability is None else np.where(reference == ignore, 0, probability)
     truth, guess = _mark(reference, pair.tumor), _mark(prediction, pair.tumor)
-    host_dice = dice(truth | _mark(reference, pair.host), guess | _mark(prediction, pair.host))
+    organ = truth | _mark(reference, pair.host)
+    host_dice = dice(organ, guess | _mark(prediction, pair.host))
     box = _box(truth | guess)
     grid = _Grid(tuple(int(part.start) for part in box), tuple(float(mm) for mm in spacing_mm))
     lesions, predictions = (find_components(mask[box], rule.min_voxels) for mask in (truth, guess))
@@ -65,9 +75,15 @@ def score_case(
         normalized_surface_dice(truth[box], guess[box], grid.spacing_mm, rule.tolerance_mm),
         host_dice if pair.host else math.nan,
         _describe_lesions(lesions, predictions, matching, grid),
-        _describe_predictions(predictions, matching, None if probability is None else probability[box], grid),
+        _describe_predictions(
+            predictions,
+            matching,
+            None if probability is None else probability[box],
+            _shares_in(organ[box], predictions) if pair.host else np.full(len(predictions.voxels), math.nan),
+            grid,
+        ),
         math.nan if probability is None else float(probability.max()),
-        None if probability is None else _sweep(truth, probability, grid.voxel_ml, rule),
+        None if probability is None else _sweep(truth, organ, probability, grid.voxel_ml, rule),
     )
 
 
@@ -138,7 +154,11 @@ def _surfaces_mm(components: Components, grid: _Grid) -> list[Float[np.ndarray, 
 
 
 def _describe_predictions(
-    predictions: Components, matching: Matching, likely: Float[np.ndarray, "z y x"] | None, grid: _Grid
+    predictions: Components,
+    matching: Matching,
+    likely: Float[np.ndarray, "z y x"] | None,
+    in_host: Float[np.ndarray, "n"],
+    grid: _Grid,
 ) -> tuple[PredictedLesion, ...]:
     inside = positions_by_label(predictions.labels, predictions.labels > 0, len(predictions.voxels))
     return tuple(
@@ -149,25 +169,39 @@ def _describe_predictions(
             len(voxels) * grid.voxel_ml,
             kind,
             math.nan if likely is None else float(likely[tuple(voxels.T)].max()),
+            float(share),
         )
-        for number, (voxels, kind) in enumerate(zip(inside, matching.kinds), start=1)
+        for number, (voxels, kind, share) in enumerate(zip(inside, matching.kinds, in_host), start=1)
     )
 
 
+def _shares_in(organ: Bool[np.ndarray, "z y x"], predictions: Components) -> Float[np.ndarray, "n"]:
+    """Give the share of each prediction's voxels that lies on the organ or its tumors."""
+    inside = np.bincount(predictions.labels[organ].astype(int), minlength=len(predictions.voxels) + 1)[1:]
+    return inside / predictions.voxels
+
+
 def _sweep(
-    truth: Bool[np.ndarray, "z y x"], probability: Float[np.ndarray, "z y x"], voxel_ml: float, rule: Rule
+    truth: Bool[np.ndarray, "z y x"],
+    organ: Bool[np.ndarray, "z y x"],
+    probability: Float[np.ndarray, "z y x"],
+    voxel_ml: float,
+    rule: Rule,
 ) -> Sweep:
     """Match again at each threshold; above the highest probability nothing is predicted."""
     box = _box(truth | (probability >= THRESHOLDS[0]))
-    lesions, likely = find_components(truth[box], rule.min_voxels), probability[box]
+    lesions, likely, organ = find_components(truth[box], rule.min_voxels), probability[box], organ[box]
     classes = size_classes([_diameter_mm(voxels * voxel_ml) for voxels in lesions.voxels.tolist()], rule.bounds_mm)
     found = np.zeros((len(THRESHOLDS), len(rule.bounds_mm) + 1), dtype=int)
-    false_positives = np.zeros(len(THRESHOLDS), dtype=int)
+    false_positives, in_host = np.zeros((2, len(THRESHOLDS)), dtype=int)
     for index, threshold in enumerate(THRESHOLDS):
         predicted = likely >= threshold
         if not predicted.any():
             break
-        matching = match(lesions, find_components(predicted, rule.min_voxels), rule.min_iou)
+        components = find_components(predicted, rule.min_voxels)
+        matching = match(lesions, components, rule.min_iou)
         found[index] = np.bincount(classes[matching.partners != MISSED], minlength=found.shape[1])
-        false_positives[index] = matching.kinds.count(FALSE_POSITIVE)
-    return Sweep(found, false_positives)
+        alarm = np.array([kind == FALSE_POSITIVE for kind in matching.kinds], dtype=bool)
+        false_positives[index] = alarm.sum()
+        in_host[index] = (alarm & (_shares_in(organ, components) >= IN_HOST)).sum()
+    return Sweep(found, false_positives, in_host)

@@ -1,19 +1,26 @@
 """Compare two models on the same patients, or one model on two cohorts."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 from nnunetv2_freetumor.patients import (
     DICE,
     FALSE_POSITIVES,
+    FALSE_POSITIVES_IN_HOST,
     PATIENT_SENSITIVITY,
     PATIENT_SPECIFICITY,
     SURFACE_DICE,
+    Curve,
     curve_by_patient,
     number_readings,
     patient_names,
     ratios_by_patient,
 )
 from nnunetv2_freetumor.resampling import (
+    Values,
+    Weights,
     bound,
     estimate,
     everyone,
@@ -55,42 +62,58 @@ def gap(internal: Scores, external: Scores, rule: Rule, seed: int = 0) -> dict[s
     }
 
 
-def sensitivity_at(
-    scores: Scores, false_positives_per_scan: float, rule: Rule, size_name: str = ALL_SIZES, seed: int = 0
-) -> Estimate:
-    """Give the sensitivity at a rate of false positives, read off the curve as `Curve.sensitivity_at` says."""
-    curve, size = curve_by_patient(scores, rule), _size(rule, size_name)
-    patients = len(curve.scans)
-    value = float(curve.sensitivity_at(everyone(patients), false_positives_per_scan, size)[0])
-    resampled = curve.sensitivity_at(resample(patients, seed), false_positives_per_scan, size)
-    return bound(value, round(float(curve.lesions[:, size].sum())), resampled, "share")
+class Rate(NamedTuple):
+    """At how many false positives per scan sensitivities are read off, for which lesions."""
+
+    false_positives_per_scan: float
+    size_name: str = ALL_SIZES
+    in_host: bool = False  # count the false positives on the organ only
 
 
-def compare_at(
-    ours: Scores,
-    other: Scores,
-    false_positives_per_scan: float,
-    rule: Rule,
-    size_name: str = ALL_SIZES,
-    seed: int = 0,
-) -> Difference:
-    """Subtract the other model's sensitivity from ours, each at its own threshold for a rate of false positives.
+def sensitivity_at(runs: Sequence[Scores], rate: Rate, rule: Rule, seed: int = 0) -> Estimate:
+    """Give the sensitivity at a rate of false positives, read off the curve as `Curve.sensitivity_at` says.
 
-    In every resample and every swap both models find their thresholds anew.
+    Each of the runs (trainings that predicted the same patients) has its own threshold; their mean counts.
     """
-    ours, other = _pair_up(ours, other)
-    mine, others = curve_by_patient(ours, rule), curve_by_patient(other, rule)
-    size, both = _size(rule, size_name), mine.followed_by(others)
+    curves = [curve_by_patient(scores, rule) for scores in runs]
+    patients = len(curves[0].scans)
+    value = float(_mean_sensitivity(curves, everyone(patients), rate, rule)[0])
+    resampled = _mean_sensitivity(curves, resample(patients, seed), rate, rule)
+    return bound(value, _lesions(curves[0], rate, rule), resampled, "share")
+
+
+def compare_at(ours: Sequence[Scores], others: Sequence[Scores], rate: Rate, rule: Rule, seed: int = 0) -> Difference:
+    """Subtract the other model's sensitivity from ours; run by run, each at its own threshold for a rate.
+
+    In every resample and every swap each run finds its threshold anew.
+    """
+    pairs = [_pair_up(*both) for both in zip(ours, others)]
+    mine = [curve_by_patient(first, rule) for first, _ in pairs]
+    both = [curve.followed_by(curve_by_patient(second, rule)) for curve, (_, second) in zip(mine, pairs)]
+    patients = len(mine[0].scans)
     return paired_difference(
-        lambda weights: both.sensitivity_at(weights, false_positives_per_scan, size),
-        resample(len(mine.scans), seed),
-        swap(len(mine.scans), seed),
-        round(float(mine.lesions[:, size].sum())),
+        lambda weights: _mean_sensitivity(both, weights, rate, rule),
+        resample(patients, seed),
+        swap(patients, seed),
+        _lesions(mine[0], rate, rule),
     )
 
 
+def _mean_sensitivity(curves: Sequence[Curve], weights: Weights, rate: Rate, rule: Rule) -> Values:
+    size, (wanted, _, in_host) = _size(rule, rate.size_name), rate
+    return np.mean([curve.sensitivity_at(weights, wanted, size, in_host) for curve in curves], axis=0)
+
+
+def _lesions(curve: Curve, rate: Rate, rule: Rule) -> int:
+    return round(float(curve.lesions[:, _size(rule, rate.size_name)].sum()))
+
+
 def _names_for_cohorts(rule: Rule) -> tuple[str, ...]:
-    return *(f"sensitivity {name}" for name in (*size_names(rule.bounds_mm), ALL_SIZES)), FALSE_POSITIVES
+    return (
+        *(f"sensitivity {name}" for name in (*size_names(rule.bounds_mm), ALL_SIZES)),
+        FALSE_POSITIVES,
+        FALSE_POSITIVES_IN_HOST,
+    )
 
 
 def _size(rule: Rule, size_name: str) -> int:

@@ -44,6 +44,7 @@ def rows_of(summary: Summary, rule: Rule) -> list[Row]:
     return [
         *sizes,
         Row("false positives per scan", "false positives per scan", summary.false_positives_per_scan),
+        Row("false positives per scan in the organ", "  of these on the organ", summary.false_positives_in_host),
         Row("false positive ml per scan", "false positive ml per scan", summary.false_positive_ml_per_scan),
         Row("patient sensitivity", "patient sensitivity", summary.patient_sensitivity),
         Row("patient specificity", "patient specificity", summary.patient_specificity),

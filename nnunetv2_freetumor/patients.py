@@ -15,9 +15,10 @@ from jaxtyping import Bool, Float, Int, Shaped
 from nnunetv2_freetumor.case_scores import size_classes
 from nnunetv2_freetumor.matching import FALSE_POSITIVE
 from nnunetv2_freetumor.resampling import Kind, Ratio, Values, Weights
-from nnunetv2_freetumor.scores import ALL_SIZES, THRESHOLDS, CaseScore, Rule, size_names
+from nnunetv2_freetumor.scores import ALL_SIZES, IN_HOST, THRESHOLDS, CaseScore, PredictedLesion, Rule, size_names
 
 FALSE_POSITIVES, FALSE_POSITIVE_ML = "false positives per scan", "false positive ml per scan"
+FALSE_POSITIVES_IN_HOST = "false positives per scan in the organ"
 PATIENT_SENSITIVITY, PATIENT_SPECIFICITY = "patient sensitivity", "patient specificity"
 DICE, SURFACE_DICE, HOST_DICE = "dice", "surface dice", "host dice"
 
@@ -28,17 +29,21 @@ class Curve(NamedTuple):
     found: Float[np.ndarray, "patients thresholds sizes"]  # the last size is ALL_SIZES
     lesions: Float[np.ndarray, "patients sizes"]
     false_positives: Float[np.ndarray, "patients thresholds"]
+    false_positives_in_host: Float[np.ndarray, "patients thresholds"]
     scans: Float[np.ndarray, "patients"]
 
-    def sensitivity_at(self, weights: Weights, false_positives_per_scan: float, size: int) -> Values:
-        """Read off the sensitivity at a rate of false positives.
+    def sensitivity_at(
+        self, weights: Weights, false_positives_per_scan: float, size: int, in_host: bool = False
+    ) -> Values:
+        """Read off the sensitivity at a rate of false positives; `in_host` counts those on the organ only.
 
         The threshold falls from 1, where nothing is predicted, and at each rate the best sensitivity counts that was
         reached up to it; between two thresholds the curve is a straight line. It ends at the lowest threshold: where
         the rate is never reached, that end counts.
         """
         found = _from_nothing(weights @ self.found[:, :, size])
-        false_positives = _from_nothing(weights @ self.false_positives)
+        alarms = self.false_positives_in_host if in_host else self.false_positives
+        false_positives = _from_nothing(weights @ alarms)
         lesions, scans = weights @ self.lesions[:, size], weights @ self.scans
         wanted = false_positives_per_scan * scans
         before = (false_positives <= wanted[:, None]).sum(1) - 1
@@ -88,9 +93,11 @@ def ratios_by_patient(scores: Sequence[CaseScore], rule: Rule) -> dict[str, Rati
     names = (*size_names(rule.bounds_mm), ALL_SIZES)
     ratios = {f"sensitivity {name}": Ratio(found[:, i], lesions[:, i], "share") for i, name in enumerate(names)}
     ratios |= _patient_ratios(scores, place)
-    alarms = [[lesion.volume_ml for lesion in score.predictions if lesion.kind == FALSE_POSITIVE] for score in scores]
+    false = [[lesion for lesion in score.predictions if lesion.kind == FALSE_POSITIVE] for score in scores]
+    alarms = [[lesion.volume_ml for lesion in lesions] for lesions in false]
     columns: dict[str, tuple[list[float], Kind]] = {
         FALSE_POSITIVES: ([float(len(volumes)) for volumes in alarms], "rate"),
+        FALSE_POSITIVES_IN_HOST: ([_count_in_host(score, lesions) for score, lesions in zip(scores, false)], "rate"),
         FALSE_POSITIVE_ML: ([float(sum(volumes)) for volumes in alarms], "mean"),
         DICE: ([score.dice if score.lesions else math.nan for score in scores], "mean"),
         SURFACE_DICE: ([score.surface_dice if score.lesions else math.nan for score in scores], "mean"),
@@ -102,18 +109,26 @@ def ratios_by_patient(scores: Sequence[CaseScore], rule: Rule) -> dict[str, Rati
     return ratios
 
 
+def _count_in_host(score: CaseScore, false_positives: Sequence[PredictedLesion]) -> float:
+    """Count the false positives on the organ; NaN where the tumor has no organ label, as then its Dice is NaN."""
+    if math.isnan(score.host_dice):
+        return math.nan
+    return float(sum(lesion.in_host >= IN_HOST for lesion in false_positives))
+
+
 def curve_by_patient(scores: Sequence[CaseScore], rule: Rule) -> Curve:
     """Sum up the sweeps of the cases that have one; the patients are those of all scores."""
     sizes, thresholds = len(rule.bounds_mm) + 2, len(THRESHOLDS)
     lesions, _ = _lesions_by_size(scores, rule)
-    found, alarms = np.zeros((len(scores), thresholds, sizes)), np.zeros((len(scores), thresholds))
+    found, (alarms, in_host) = np.zeros((len(scores), thresholds, sizes)), np.zeros((2, len(scores), thresholds))
     swept = np.zeros(len(scores))
     for row, score in enumerate(scores):
         if score.sweep is not None:
             found[row] = np.column_stack([score.sweep.found, score.sweep.found.sum(1)])
-            alarms[row], swept[row] = score.sweep.false_positives, 1
+            alarms[row], in_host[row], swept[row] = *score.sweep[1:], 1
     place = _places(scores)
-    return Curve(place.sums(found), place.sums(lesions * swept[:, None]), place.sums(alarms), place.sums(swept))
+    sums = (found, lesions * swept[:, None], alarms, in_host, swept)
+    return Curve(*(place.sums(rows) for rows in sums))
 
 
 def readings_with_probability(scores: Sequence[CaseScore]) -> Readings:

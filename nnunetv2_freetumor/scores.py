@@ -4,6 +4,7 @@ A diameter is the equivalent one, (6 volume / pi)^(1/3). NaN means that a value 
 a missed lesion, the Dice of two empty masks, a probability where none was given.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import Int
 from nnunetv2_freetumor.plan import DIAMETER_BOUNDS_MM
 
 ALL_SIZES = "all"
+IN_HOST = 0.5  # share of a prediction's voxels on the organ or its tumors, from which on it counts as inside
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the tumor probability, for FROC
 
 
@@ -55,6 +57,7 @@ class PredictedLesion(NamedTuple):
     volume_ml: float
     kind: str  # "true positive", "false positive", or "touching": overlaps a lesion, but is not assigned to it
     probability: float  # the highest inside it
+    in_host: float = math.nan  # share of its voxels on the organ or its tumors; NaN for a tumor without organ label
 
 
 class Sweep(NamedTuple):
@@ -62,6 +65,7 @@ class Sweep(NamedTuple):
 
     found: Int[np.ndarray, "thresholds sizes"]
     false_positives: Int[np.ndarray, "thresholds"]
+    false_positives_in_host: Int[np.ndarray, "thresholds"]  # those with half of their voxels on the organ or more
 
 
 class CaseScore(NamedTuple):
@@ -115,6 +119,7 @@ class Summary(NamedTuple):
     lesions: int
     sensitivity: dict[str, Estimate]  # by size name, and ALL_SIZES
     false_positives_per_scan: Estimate
+    false_positives_in_host: Estimate  # per scan, of those the ones on the organ
     false_positive_ml_per_scan: Estimate
     patient_sensitivity: Estimate  # share of patients with tumors in whom at least one lesion is found
     patient_specificity: Estimate  # share of patients without tumors in whom nothing is predicted

@@ -149,11 +149,18 @@ def _keep_protocol(path: Path, protocol: dict[str, Any]) -> None:
     if not path.is_file():
         return write_json(protocol, path)
     frozen = json.loads(path.read_text(encoding="utf-8"))
-    if changed := [key for key in protocol if protocol[key] != frozen.get(key)]:
+    if changed := [key for key in protocol if not _agrees(frozen.get(key), protocol[key])]:
         raise ValueError(
             f"{path} was frozen with another {', '.join(changed)}, and a study whose protocol changes after its test "
             "cases were seen proves nothing. Use the same options and version, or another -o folder."
         )
+
+
+def _agrees(frozen: Any, now: Any) -> bool:
+    """Tell whether everything that was frozen is still the same; later arms and settings may have joined it."""
+    if isinstance(frozen, dict) and isinstance(now, dict):
+        return all(key in now and _agrees(value, now[key]) for key, value in frozen.items())
+    return frozen == now
 
 
 def list_trials(arms: Sequence[str], settings: Sequence[Setting], runs: Sequence[Run], seeds: int) -> list[Trial]:

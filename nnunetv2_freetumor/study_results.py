@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from nnunetv2_freetumor import __version__
-from nnunetv2_freetumor.comparison import compare_at, sensitivity_at
+from nnunetv2_freetumor.comparison import Rate, compare_at, sensitivity_at
 from nnunetv2_freetumor.scores import ALL_SIZES, CaseScore, Difference, Estimate, Rule, size_names
 from nnunetv2_freetumor.summary import summarize
 
@@ -18,7 +18,7 @@ BASELINE = "real"
 
 
 class Row(NamedTuple):
-    """One arm in one setting, all its seeds together."""
+    """One arm in one setting, all its seeds together; what is matched is the mean of the seeds' own values."""
 
     setting: str
     arm: str
@@ -27,8 +27,12 @@ class Row(NamedTuple):
     matched: dict[str, Estimate]  # sensitivity at MATCHED false positives per scan, by size
     by_seed: tuple[float, ...]  # the same for all sizes, each seed alone
     gain: Difference | None  # of the matched sensitivity, all sizes, over the baseline with the same seeds
+    in_host: dict[str, Estimate]  # sensitivity at MATCHED false positives per scan on the organ, by size
+    in_host_by_seed: tuple[float, ...]
+    in_host_gain: Difference | None
     sensitivity: Estimate  # at probability .5, as nnU-Net predicts
     false_positives: Estimate  # per scan, at probability .5
+    false_positives_in_host: Estimate  # of these on the organ
     specificity: Estimate  # share of tumor-free scans without any prediction, at probability .5
     dice: Estimate
 
@@ -50,58 +54,83 @@ def rows_of(readings: Mapping[tuple[str, str], Readings], rule: Rule, baseline: 
 
 
 def _row(setting: str, arm: str, read: Readings, baseline: Readings | None, rule: Rule) -> Row:
-    pooled = [score for scores in read.scores.values() for score in scores]
-    summary = summarize(arm, pooled, rule)
+    runs = list(read.scores.values())
+    summary = summarize(arm, [score for scores in runs for score in scores], rule)
     names = (*size_names(rule.bounds_mm), ALL_SIZES)
+    found, in_host = (
+        {name: sensitivity_at(runs, Rate(MATCHED, name, inside), rule) for name in names} for inside in (False, True)
+    )
+    each, in_host_each = (
+        tuple(sensitivity_at([scores], Rate(MATCHED, in_host=inside), rule).value for scores in runs)
+        for inside in (False, True)
+    )
+    gain, in_host_gain = (
+        None if baseline is None else _gain(read, baseline, Rate(MATCHED, in_host=inside), rule)
+        for inside in (False, True)
+    )
     return Row(
         setting=setting,
         arm=arm,
         title=read.title,
         seeds=tuple(read.scores),
-        matched={name: sensitivity_at(pooled, MATCHED, rule, name) for name in names},
-        by_seed=tuple(sensitivity_at(scores, MATCHED, rule).value for scores in read.scores.values()),
-        gain=None if baseline is None else _gain(read, baseline, rule),
+        matched=found,
+        by_seed=each,
+        gain=gain,
+        in_host=in_host,
+        in_host_by_seed=in_host_each,
+        in_host_gain=in_host_gain,
         sensitivity=summary.sensitivity[ALL_SIZES],
         false_positives=summary.false_positives_per_scan,
+        false_positives_in_host=summary.false_positives_in_host,
         specificity=summary.patient_specificity,
         dice=summary.dice,
     )
 
 
-def _gain(read: Readings, baseline: Readings, rule: Rule) -> Difference | None:
+def _gain(read: Readings, baseline: Readings, rate: Rate, rule: Rule) -> Difference | None:
     """Compare the seeds that both have."""
     shared = [seed for seed in read.scores if seed in baseline.scores]
     if not shared:
         return None
-    ours, other = ([score for seed in shared for score in side.scores[seed]] for side in (read, baseline))
-    return compare_at(ours, other, MATCHED, rule)
+    ours, others = ([side.scores[seed] for seed in shared] for side in (read, baseline))
+    return compare_at(ours, others, rate, rule)
 
 
 def table(rows: Sequence[Row], baseline: str = BASELINE) -> str:
     """Write the rows as a Markdown table.
 
-    Found at MATCHED false positives per scan, with the 95 % interval by patient, then each seed alone and by size; the
-    gain in percent points over the baseline; the rest at probability .5, where nnU-Net predicts: false positives, the
-    share of tumor-free scans without any, and Dice of the scans with tumors.
+    Found at MATCHED false positives per scan, with the 95 % interval by patient, then each seed alone and the gain in
+    percent points over the baseline; the same at MATCHED false positives per scan on the organ, then by size; the rest
+    at probability .5, where nnU-Net predicts: found, false positives per scan on the organ and elsewhere, Dice of the
+    scans with tumors.
     """
-    small = [name for name in rows[0].matched if name != ALL_SIZES][:2] if rows else []
-    head = ["training labels", "arm", f"found at {MATCHED:g} FP/scan", "each seed", *small, f"over {baseline}"]
-    head += ["FP/scan", "clean scans", "Dice"]
+    small = [name for name in rows[0].in_host if name != ALL_SIZES][:2] if rows else []
+    head = ["training labels", "arm", f"found at {MATCHED:g} FP/scan", "each seed", f"over {baseline}"]
+    head += [f"found at {MATCHED:g} FP/scan on the organ", "each seed", f"over {baseline}", *small]
+    head += ["as predicted", "FP/scan on the organ", "FP/scan elsewhere", "Dice"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         cells = [
             row.setting,
             row.title,
             _share(row.matched[ALL_SIZES]),
-            ", ".join(f"{100 * value:.0f}" for value in row.by_seed),
-            *(_share(row.matched[name], interval=False) for name in small),
+            _each(row.by_seed),
             _gain_text(row.gain),
-            f"{row.false_positives.value:.1f}",
-            _share(row.specificity, interval=False),
+            _share(row.in_host[ALL_SIZES]),
+            _each(row.in_host_by_seed),
+            _gain_text(row.in_host_gain),
+            *(_share(row.in_host[name], interval=False) for name in small),
+            _share(row.sensitivity, interval=False),
+            f"{row.false_positives_in_host.value:.1f}",
+            f"{row.false_positives.value - row.false_positives_in_host.value:.1f}",
             f"{row.dice.value:.2f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _each(values: Sequence[float]) -> str:
+    return ", ".join(f"{100 * value:.0f}" for value in values)
 
 
 def _share(estimate: Estimate, interval: bool = True) -> str:

@@ -176,6 +176,28 @@ def test_the_sweep_counts_found_lesions_by_size_and_false_positives_at_each_thre
     assert scored.probability == pytest.approx(0.9) and scored.predictions[0].probability == pytest.approx(0.9)
 
 
+def test_a_false_positive_is_in_the_organ_when_half_of_its_voxels_lie_on_it_or_on_its_tumors():
+    reference = organ(SMALL)
+    reference[:, :, 10:] = 0  # the organ fills one half
+    inside, across, beyond = (
+        box((5, 6), (4, 6), (4, 6)),
+        box((5, 6), (14, 16), (9, 12)),
+        box((1, 2), (14, 16), (16, 18)),
+    )
+    prediction = organ()
+    probability = np.full(reference.shape, 0.01, np.float32)
+    for place, chance in ((SMALL, 0.9), (inside, 0.8), (across, 0.8), (beyond, 0.4)):
+        prediction[place], probability[place] = TUMOR, chance
+    scored = score(reference, prediction, probability=probability)
+    assert [round(lesion.in_host, 2) for lesion in scored.predictions] == [1.0, 0.0, 1.0, 0.33]
+    assert [lesion.kind for lesion in scored.predictions] == ["true positive", *["false positive"] * 3]
+    assert scored.sweep is not None
+    assert scored.sweep.false_positives.tolist() == [(t <= 0.8) * 2 + (t <= 0.4) for t in THRESHOLDS]
+    assert scored.sweep.false_positives_in_host.tolist() == [int(t <= 0.8) for t in THRESHOLDS]
+    hostless = score(reference, prediction, pair=Pair("tumor", (TUMOR,), ()))
+    assert all(math.isnan(lesion.in_host) for lesion in hostless.predictions)
+
+
 def test_at_a_low_threshold_lesions_that_grow_together_are_found_once():
     reference = organ(box((1, 2), (2, 4), (2, 4)), box((1, 2), (2, 4), (6, 8)))
     probability = np.zeros(reference.shape, np.float32)

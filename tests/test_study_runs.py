@@ -20,9 +20,9 @@ SCORE = CaseScore(
     surface_dice=math.nan,
     host_dice=0.9,
     lesions=(ReferenceLesion(1, (3, 4, 5), 12.5, 1.0, False, 0.0, 0.0, 0.0, math.nan),),
-    predictions=(PredictedLesion(1, (1, 2, 3), 8.0, 0.3, "false positive", 0.7),),
+    predictions=(PredictedLesion(1, (1, 2, 3), 8.0, 0.3, "false positive", 0.7, 0.25),),
     probability=0.7,
-    sweep=Sweep(np.arange(6).reshape(2, 3), np.array([4, 1])),
+    sweep=Sweep(np.arange(6).reshape(2, 3), np.array([4, 1]), np.array([2, 0])),
 )
 
 

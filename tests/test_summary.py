@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from nnunetv2_freetumor.comparison import compare, compare_at, gap, sensitivity_at
+from nnunetv2_freetumor.comparison import Rate, compare, compare_at, gap, sensitivity_at
 from nnunetv2_freetumor.patients import readings_with_probability
 from nnunetv2_freetumor.resampling import Ratio, estimate, resample
 from nnunetv2_freetumor.scores import (
@@ -52,12 +52,19 @@ def case(name, lesions=(), alarms_ml=(), patient=None, dice=0.5, probability=mat
     )
 
 
-def sweep(found, false_positives, size=0):
-    """Give counts for the thresholds from the highest to the lowest; what is missing repeats the last one."""
+ALARMS = ("false positives per scan", "false positives per scan in the organ")
+
+
+def sweep(found, false_positives, size=0, in_host=0):
+    """Give counts for the thresholds from the highest to the lowest; what is missing repeats the last one.
+
+    Of the false positives `in_host` lie on the organ, where there are so many.
+    """
     counts = np.zeros((len(THRESHOLDS), 4), int)
     rest = len(THRESHOLDS) - len(found)
     counts[:, size] = [*found, *[found[-1]] * rest][::-1]
-    return Sweep(counts, np.array([*false_positives, *[false_positives[-1]] * rest][::-1]))
+    alarms = np.array([*false_positives, *[false_positives[-1]] * rest][::-1])
+    return Sweep(counts, alarms, np.minimum(alarms, in_host))
 
 
 def random_cases(patients, chance, seed, alarms=1.0, prefix="p"):
@@ -241,12 +248,13 @@ def test_a_model_does_not_differ_from_itself():
     differences = compare(scores, scores, RULE)
     assert set(differences) == {
         *(f"sensitivity {size}" for size in (*SIZES, ALL_SIZES)),
-        *("false positives per scan", "dice", "surface dice", "patient sensitivity", "patient specificity"),
+        *ALARMS,
+        *("dice", "surface dice", "patient sensitivity", "patient specificity"),
     }
     for name, difference in differences.items():
         if difference.count:
             assert difference[:4] == (0, 0, 0, 1), name
-    assert compare_at(scores, scores, 1.0, RULE)[:4] == (0, 0, 0, 1)
+    assert compare_at([scores], [scores], Rate(1.0), RULE)[:4] == (0, 0, 0, 1)
 
 
 def test_all_against_nothing_with_twelve_patients_is_unlikely_to_be_chance():
@@ -319,39 +327,58 @@ def test_what_no_case_has_is_not_compared():
 def test_sensitivity_at_a_rate_of_false_positives_lies_on_the_line_between_two_thresholds():
     scores = [case("a", [(5, True)] * 4, sweep=sweep([0, 1, 3], [0, 1, 3]))]
     rates = (0.0, 0.5, 1.0, 2.0, 3.0, 99.0)
-    assert [sensitivity_at(scores, rate, RULE).value for rate in rates] == [0, 0.125, 0.25, 0.5, 0.75, 0.75]
-    assert sensitivity_at(scores, 2.0, RULE, "<10 mm").count == 4
-    assert sensitivity_at(scores, 2.0, RULE, "10-20 mm").count == 0
+    assert [sensitivity_at([scores], Rate(rate), RULE).value for rate in rates] == [0, 0.125, 0.25, 0.5, 0.75, 0.75]
+    assert sensitivity_at([scores], Rate(2.0, "<10 mm"), RULE).count == 4
+    assert sensitivity_at([scores], Rate(2.0, "10-20 mm"), RULE).count == 0
 
 
 def test_below_the_first_false_positives_the_curve_starts_at_nothing():
     scores = [case("a", [(5, True)] * 4, sweep=sweep([2], [4]))]
-    assert [sensitivity_at(scores, rate, RULE).value for rate in (0, 2, 4)] == [0, 0.25, 0.5]
+    assert [sensitivity_at([scores], Rate(rate), RULE).value for rate in (0, 2, 4)] == [0, 0.25, 0.5]
 
 
 def test_a_lower_threshold_that_finds_less_does_not_take_back_what_was_found():
     scores = [case("a", [(5, True)] * 4, sweep=sweep([1, 3, 2], [0, 1, 2]))]
-    assert [sensitivity_at(scores, rate, RULE).value for rate in (1, 2)] == [0.75, 0.75]
+    assert [sensitivity_at([scores], Rate(rate), RULE).value for rate in (1, 2)] == [0.75, 0.75]
+
+
+def test_false_positives_off_the_organ_can_be_left_out_of_the_rate():
+    scores = [case("a", [(5, True)] * 4, sweep=sweep([1, 4], [1, 4], in_host=1))]
+    assert sensitivity_at([scores], Rate(1.0), RULE).value == 0.25
+    assert sensitivity_at([scores], Rate(1.0, in_host=True), RULE).value == 1.0
+
+
+def test_each_training_has_its_own_threshold_and_their_mean_counts():
+    # pooled at one threshold, the second training would spend all false positives of both
+    first = [case(f"p{index}", [(5, True)] * 4, sweep=sweep([0, 4], [0, 1])) for index in range(8)]
+    second = [case(f"p{index}", [(5, True)] * 4, sweep=sweep([0, 2], [0, 1])) for index in range(8)]
+    both = sensitivity_at([first, second], Rate(1.0), RULE)
+    assert (both.value, both.count) == (0.75, 32)
+    assert sensitivity_at([first + second], Rate(1.0), RULE).value == 0.75
+    noisy = [case(f"p{index}", [(5, True)] * 4, sweep=sweep([4], [3])) for index in range(8)]
+    assert sensitivity_at([first, noisy], Rate(1.0), RULE).value == pytest.approx((1 + 1 / 3) / 2)
+    assert sensitivity_at([first + noisy], Rate(1.0), RULE).value == pytest.approx(1 / 3)
+    assert compare_at([first, second], [first, first], Rate(1.0), RULE).value == -0.25
 
 
 def test_an_unknown_size_is_refused():
     with pytest.raises(ValueError, match="no size class 'tiny'; choose one of <10 mm, 10-20 mm"):
-        sensitivity_at([case("a")], 1.0, RULE, "tiny")
+        sensitivity_at([[case("a")]], Rate(1.0, "tiny"), RULE)
 
 
 def test_models_are_compared_at_their_own_thresholds():
     # the other model finds as much, but only where it raises twice as many false alarms
     ours = [case(f"p{index}", [(5, True)] * 4, sweep=sweep([0, 4], [0, 2])) for index in range(8)]
     other = [case(f"p{index}", [(5, True)] * 4, sweep=sweep([0, 4], [0, 4])) for index in range(8)]
-    difference = compare_at(ours, other, 2.0, RULE, "<10 mm")
+    difference = compare_at([ours], [other], Rate(2.0, "<10 mm"), RULE)
     assert difference == Difference(0.5, 0.5, 0.5, 2 / 2**8, 32)
-    assert compare_at(ours, other, 4.0, RULE).value == 0
+    assert compare_at([ours], [other], Rate(4.0), RULE).value == 0
 
 
 def test_without_probabilities_there_is_nothing_to_match():
     scores = [case("a", [(5, True)])]
-    assert same(tuple(sensitivity_at(scores, 1.0, RULE)), (math.nan, math.nan, math.nan, 0))
-    assert same(tuple(compare_at(scores, scores, 1.0, RULE)), (math.nan,) * 4 + (0,))
+    assert same(tuple(sensitivity_at([scores], Rate(1.0), RULE)), (math.nan, math.nan, math.nan, 0))
+    assert same(tuple(compare_at([scores], [scores], Rate(1.0), RULE)), (math.nan,) * 4 + (0,))
 
 
 # two cohorts
@@ -360,7 +387,7 @@ def test_without_probabilities_there_is_nothing_to_match():
 def test_the_gap_is_what_the_external_cohort_loses():
     internal, external = random_cases(40, 0.9, seed=6), random_cases(40, 0.5, seed=7, alarms=2.0, prefix="x")
     differences = gap(internal, external, RULE)
-    assert set(differences) == {*(f"sensitivity {s}" for s in (*SIZES, ALL_SIZES)), "false positives per scan"}
+    assert set(differences) == {*(f"sensitivity {s}" for s in (*SIZES, ALL_SIZES)), *ALARMS}
     found, alarms = differences["sensitivity all"], differences["false positives per scan"]
     values = [summarize("liver tumor", scores, RULE).sensitivity["all"].value for scores in (internal, external)]
     assert found.value == pytest.approx(values[1] - values[0])
@@ -380,5 +407,5 @@ def test_a_hundred_patients_take_seconds_at_most():
     start = time.perf_counter()
     summarize("liver tumor", scores, RULE)
     compare(scores, scores, RULE)
-    compare_at(scores, scores, 1.0, RULE)
+    compare_at([scores], [scores], Rate(1.0), RULE)
     assert time.perf_counter() - start < 10
