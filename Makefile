@@ -12,7 +12,7 @@ LINT_OPTIONS := --select E,W,F,I,UP,B,SIM,D103,D401,D419,ERA --ignore F722,F821,
 SOURCES := nnunetv2_freetumor plans tests
 
 .DEFAULT_GOAL := setup
-.PHONY: setup demo test test-fast check bench study clean
+.PHONY: setup demo test test-fast check bench study realism clean
 
 setup: $(READY)
 
@@ -45,6 +45,10 @@ bench: $(READY)
 study: $(READY)
 	$(BIN)/nnUNetv2_freetumor study -o study_output $(DEVICE_OPTION)
 
+# how real planted lesions look, on phantoms of a growth family that no training data hold
+realism: $(READY)
+	$(BIN)/nnUNetv2_freetumor realism -o realism_output --generators texture lite freetumor_random $(DEVICE_OPTION)
+
 clean:
-	rm -rf $(VENV) build dist demo_output bench_output study_output *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist demo_output bench_output study_output realism_output *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

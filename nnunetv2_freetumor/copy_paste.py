@@ -26,6 +26,7 @@ from nnunetv2_freetumor import hosts
 from nnunetv2_freetumor.compose import compose
 from nnunetv2_freetumor.draws import CANDIDATES, Draw, draw, lesion_count
 from nnunetv2_freetumor.intensity import Intensity
+from nnunetv2_freetumor.judge import Gate
 from nnunetv2_freetumor.placement import MAX_CUT, MIN_IN_PATCH, place
 from nnunetv2_freetumor.plan import Section, Target
 from nnunetv2_freetumor.synthesis import Lesion, Synthesis, count_lesions
@@ -102,6 +103,8 @@ class CopyPaste:
 
     It chooses the same patches, for the same number of lesions, as `Synthesizer` does with the same section and draw.
     """
+
+    gate: Gate | None = None  # no judge: these tumors are real
 
     def __init__(self, section: Section, spacing_mm: Spacing, intensity: Intensity, bank: Sequence[RealTumor]) -> None:
         """Take the settings and the real tumors to paste.

@@ -1,14 +1,12 @@
-"""Speed up 3d convolutions on the CPU for single patches.
-
-PyTorch hands a batch of two to oneDNN, but computes a batch of one with its own, much slower kernels. nnU-Net predicts
-patch by patch, so on the CPU the same patch is computed twice at once, in less than half of the time.
-"""
+"""Let nnU-Net's network compute single patches in pairs: nnU-Net predicts patch by patch, slow on the CPU."""
 
 from typing import Any
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
+
+from nnunetv2_freetumor.pairs import call_in_pairs
 
 
 class PairsOnCpu(nnUNetTrainer):
@@ -35,10 +33,7 @@ def compute_in_pairs(network: nn.Module) -> nn.Module:
     forward = network.forward
 
     def paired(x: Tensor) -> Any:
-        if len(x) > 1 or x.device.type != "cpu":
-            return forward(x)
-        outputs = forward(x.expand(2, *x.shape[1:]))
-        return [output[:1] for output in outputs] if isinstance(outputs, list | tuple) else outputs[:1]
+        return call_in_pairs(forward, x)
 
     network.forward = paired  # type: ignore[method-assign]
     return network

@@ -19,6 +19,7 @@ PLANS, CONFIGURATION, FOLD, TRAINER = "nnUNetPlans", "3d_coarse", 0, "nnUNetTrai
 TRAINING_CASES, TEST_CASES, SEED = 12, 5, 1
 PIXEL_MM, SLICE_MM = (1.3, 1.5), (4.0, 5.0)
 EPOCHS = 20
+GENERATOR = "lite"
 PREVIEW_LESIONS = 4
 EVALUATION = "evaluation"  # folder
 COARSE = {"spacing": [4.0, 2.5, 2.5], "patch_size": [24, 56, 56], "batch_size": 2, "batch_dice": True}  # z, y, x
@@ -96,6 +97,12 @@ def _preparation(root: Path) -> list[Step]:
         ),
         Step("freetumor", "measure the tumors, write the freetumor section", f"nnUNetv2_freetumor plan -d {DATASET}"),
         Step(
+            "generator",
+            "choose the generator that comes with the package",
+            f'{plans_file.name}: "freetumor": {{"generator": "{GENERATOR}"}}',
+            lambda: choose_generator(plans_file, GENERATOR),
+        ),
+        Step(
             "preprocess",
             "nnU-Net preprocesses",
             f"nnUNetv2_preprocess -d {DATASET} -c {CONFIGURATION} -np 2",
@@ -140,7 +147,9 @@ def _training(device: str) -> list[Step]:
     ]
 
 
-def add_coarse_configuration(plans_file: Path, features: Sequence[int], **changes: Any) -> None:
+def add_coarse_configuration(
+    plans_file: Path, features: Sequence[int], name: str = CONFIGURATION, **changes: Any
+) -> None:
     """Add a configuration with large voxels and a small network, which two cores train in minutes."""
     plans = json.loads(plans_file.read_text(encoding="utf-8"))
     stages = len(features)
@@ -153,13 +162,20 @@ def add_coarse_configuration(plans_file: Path, features: Sequence[int], **change
         "n_conv_per_stage": [2] * stages,
         "n_conv_per_stage_decoder": [1] * (stages - 1),
     }
-    plans["configurations"][CONFIGURATION] = {
+    plans["configurations"][name] = {
         "inherits_from": "3d_fullres",
-        "data_identifier": f"{PLANS}_{CONFIGURATION}",
+        "data_identifier": f"{PLANS}_{name}",
         "architecture": architecture,
         **COARSE,
         **changes,
     }
+    write_json(plans, plans_file)
+
+
+def choose_generator(plans_file: Path, name: str) -> None:
+    """Write a generator's name into the plans' freetumor section."""
+    plans = json.loads(plans_file.read_text(encoding="utf-8"))
+    plans["freetumor"]["generator"] = name
     write_json(plans, plans_file)
 
 

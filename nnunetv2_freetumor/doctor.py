@@ -143,10 +143,16 @@ def check_trainers() -> Iterator[Finding]:
 
 def check_bundled() -> Iterator[Finding]:
     """List the generators and the bundled priors."""
-    from nnunetv2_freetumor.generators import GENERATORS
+    from nnunetv2_freetumor.cards import Card
     from nnunetv2_freetumor.priors import load, names
+    from nnunetv2_freetumor.weights import available
 
-    yield Finding(f"generators: {', '.join(GENERATORS)}")
+    found = available()
+    served = [f"{card.name} ({', '.join(card.hosts)})" for _, card in found if isinstance(card, Card)]
+    yield Finding(f"generators: {', '.join(['texture', *served])}")
+    for path, problem in found:
+        if isinstance(problem, str):
+            yield Finding(problem, True, f"rm '{path}'")
     if not names():
         yield Finding("the bundled priors are missing", True, _reinstall())
     else:

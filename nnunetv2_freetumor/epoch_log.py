@@ -1,6 +1,7 @@
 """What an epoch planted: counted on the device, read once, written to nnU-Net's log and logger."""
 
 import math
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -9,14 +10,24 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from torch import Tensor
 from torch import distributed as dist
 
-from nnunetv2_freetumor.plan import SIZE_NAMES
-from nnunetv2_freetumor.synthesis import COUNTS
+from nnunetv2_freetumor.judge import Gate, JudgeGate
+from nnunetv2_freetumor.plan import SIZE_NAMES, Section
+from nnunetv2_freetumor.synthesis import ACCEPTED, COUNTS, JUDGED
 
 KEY = "freetumor/"  # in front of every count's name in nnU-Net's logger
 LEAST_ELIGIBLE_SHARE = 0.2
 MOST_SATURATED_SHARE = 0.05
+LEAST_JUDGED = 10  # lesions of a size class in an epoch, for its accepted share to mean anything
 
 Counts = dict[str, float]
+
+
+@runtime_checkable
+class Planter(Protocol):
+    """What is needed of whatever plants the tumors."""
+
+    section: Section
+    gate: Gate | None
 
 
 class EpochCounts:
@@ -56,7 +67,36 @@ def history(logger: MetaLogger) -> dict[str, list[float]]:
     return {name: logger.get_value(KEY + name, step=None) for name in COUNTS}
 
 
-def epoch_lines(counts: Counts) -> list[str]:
+def ungate(synthesizer: Planter, logger: MetaLogger) -> list[str]:
+    """Let size classes pass that the judge has hardly accepted in one epoch, and warn of the new ones.
+
+    The logged epochs alone decide, so that a training that is continued goes on as if it had not stopped.
+    """
+    gate, least_share = synthesizer.gate, synthesizer.section.min_accepted_share
+    if not isinstance(gate, JudgeGate):
+        return []
+    before, log = gate.ungated, history(logger)
+    gate.ungated = frozenset(size for size in range(len(SIZE_NAMES)) if _least_accepted(log, size) < least_share)
+    return [
+        f"WARNING: FreeTumor: in one epoch the judge accepted only {100 * _least_accepted(log, size):.0f} % of the "
+        f"lesions of {SIZE_NAMES[size]}, fewer than {100 * least_share:.0f} % (min_accepted_share): it would leave "
+        "almost none of this size. From now on they stay whatever it says."
+        for size in sorted(gate.ungated - before)
+    ]
+
+
+def _least_accepted(log: dict[str, list[float]], size: int) -> float:
+    epochs = zip(log[ACCEPTED[size]], log[JUDGED[size]])
+    return min((accepted / judged for accepted, judged in epochs if judged >= LEAST_JUDGED), default=1.0)
+
+
+def report(counts: Counts, synthesizer: Planter, logger: MetaLogger, repair_commands: str) -> list[str]:
+    """Report an epoch that has been logged, with its warnings, for nnU-Net's log."""
+    lines = epoch_lines(counts, synthesizer.gate) + warnings(counts, repair_commands)
+    return lines + ungate(synthesizer, logger)
+
+
+def epoch_lines(counts: Counts, gate: Gate | None = None) -> list[str]:
     """Report an epoch for nnU-Net's log."""
     sizes = ", ".join(f"{name}: {counts[name]:.0f}" for name in SIZE_NAMES)
     return [
@@ -64,6 +104,23 @@ def epoch_lines(counts: Counts) -> list[str]:
         f"planted, {counts['no_room']:.0f} without room, {counts['too_faint']:.0f} with too faint a lesion; of "
         f"{counts['tumor_free']:.0f} tumor-free host patches {counts['untouched_tumor_free']:.0f} untouched",
         f"FreeTumor: lesions {sizes}; {100 * _saturated_share(counts):.1f} % of their voxels saturated",
+        *_judge_lines(counts, gate.ungated if isinstance(gate, JudgeGate) else frozenset()),
+    ]
+
+
+def _judge_lines(counts: Counts, ungated: frozenset[int]) -> list[str]:
+    shares = []
+    for size, names in enumerate(zip(SIZE_NAMES, ACCEPTED, JUDGED)):
+        accepted, judged = counts[names[1]], counts[names[2]]
+        stays = " (stay all the same)" if size in ungated else ""
+        if judged:
+            shares.append(f"{names[0]}: {accepted:.0f} of {judged:.0f} ({100 * accepted / judged:.0f} %){stays}")
+    if not shares:
+        return []
+    again = f", {counts['drawn_again']:.0f} drawn a second time" if counts["drawn_again"] else ""
+    return [
+        f"FreeTumor: judge accepted {', '.join(shares)}; {counts['rejected']:.0f} samples stay as they were, all of "
+        f"their lesions rejected{again}"
     ]
 
 

@@ -23,7 +23,7 @@ from nnunetv2_freetumor.cases import replacing
 from nnunetv2_freetumor.intensity import Intensity
 from nnunetv2_freetumor.plan import SIZE_NAMES
 from nnunetv2_freetumor.planted import BeforeAfter, Place, measure_planted
-from nnunetv2_freetumor.synthesis import Lesion
+from nnunetv2_freetumor.synthesis import ACCEPTED, JUDGED, Lesion
 
 ANATOMICAL_PLANES = ("axial", "coronal", "sagittal")
 ARRAY_PLANES = ("across axis 1", "across axis 2", "across axis 3")
@@ -124,8 +124,10 @@ def batch_preview(
     intensity: Intensity,
     spacing_mm: tuple[float, float, float],
     path: str | Path,
-) -> None:
-    """Draw what was planted into a batch: images in z-scores, axes as nnU-Net loads them."""
+) -> bool:
+    """Draw what was planted into a batch, if anything was: images in z-scores, axes as nnU-Net loads them."""
+    if not any(bool(lesion.change.kept) for lesion in lesions):
+        return False
     pictures = []
     for sample in sorted({lesion.sample for lesion in lesions}):
         images = (intensity.to_hu(image[sample, 0].float()).cpu().numpy() for image in (before, after))
@@ -137,28 +139,42 @@ def batch_preview(
         ]
         pictures += pictures_of(BeforeAfter(*images, *labels), places, spacing_mm)
     lesion_sheet(pictures[:MOST_ROWS], path, "Planted into the first batch that got a lesion")
+    return True
 
 
 @style.context("default")  # nnU-Net's own figure leaves very large fonts behind
 def counts_curve(history: Mapping[str, Sequence[float]], path: str | Path) -> None:
-    """Draw what every epoch saw and planted: `eligible` and `planted`, and the planted by size class."""
-    figure = Figure(figsize=(9, 6), facecolor="white", layout="constrained")
-    samples, sizes = figure.subplots(2, 1, sharex=True)
-    for name, color in (("eligible", "#999999"), ("planted", "#0072b2")):
+    """Draw what every epoch saw, planted by size class and, with a judge, how much of each size it accepted."""
+    judged = any(np.nansum(history[name]) for name in JUDGED)
+    figure = Figure(figsize=(9, 8.5 if judged else 6), facecolor="white", layout="constrained")
+    samples, sizes, *shares = panels = figure.subplots(3 if judged else 2, 1, sharex=True)
+    for name, color in (("eligible", "#999999"), ("planted", "#0072b2"), *([("rejected", "#d55e00")] * judged)):
         samples.plot(range(len(history[name])), history[name], marker=".", color=color, label=name)
     floor = np.zeros(len(history["planted"]))
     for name, color in zip(SIZE_NAMES, SIZE_COLORS):
         sizes.bar(range(len(floor)), np.nan_to_num(history[name]), bottom=floor, width=1.0, color=color, label=name)
         floor = floor + np.nan_to_num(history[name])
+    for axes in shares:
+        _draw_accepted(axes, history)
     samples.xaxis.set_major_locator(MaxNLocator(integer=True))
     samples.set_ylabel("samples per epoch")
-    sizes.set(ylabel="lesions per epoch", xlabel="epoch")
-    for axes in (samples, sizes):
+    sizes.set_ylabel("lesions per epoch")
+    panels[-1].set_xlabel("epoch")
+    for axes in panels:
         axes.set_ylim(bottom=0)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
         axes.grid(axis="y", color="#dddddd")
         axes.set_axisbelow(True)
     _save(figure, path)
+
+
+def _draw_accepted(axes: Axes, history: Mapping[str, Sequence[float]]) -> None:
+    for name, color, accepted, judged in zip(SIZE_NAMES, SIZE_COLORS, ACCEPTED, JUDGED):
+        epochs = np.asarray(history[judged], dtype=float)
+        share = np.divide(history[accepted], epochs, out=np.full(len(epochs), np.nan), where=epochs > 0)
+        if np.isfinite(share).any():
+            axes.plot(range(len(share)), 100 * share, marker=".", color=color, label=name)
+    axes.set(ylabel="accepted by the judge [%]", ylim=(0, 105))
 
 
 def _add_axes(figure: Figure, left: float, bottom: float) -> Axes:

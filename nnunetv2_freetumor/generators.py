@@ -5,7 +5,7 @@ the scanner's fine noise stays; two scales of heterogeneity, necrosis, rims and 
 """
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -57,8 +57,11 @@ class Look(NamedTuple):
     tiles: Float[Tensor, "2 n n n"]  # white noise
 
 
+@runtime_checkable
 class Generator(Protocol):
     """One interface for every kind of generator."""
+
+    window_mm: float  # the region's side, at least; 0: the lesion and 12 mm around it
 
     def __call__(self, region: Region, texture: Texture, look: Look) -> Volume:
         """Return the contrast map in HU, to be added to the region's image."""
@@ -221,4 +224,11 @@ def support(region: Region) -> Bool[Tensor, "x y z"]:
     return region.allowed & (pool(region.distance_mm, region.fold) < TAIL_MM)
 
 
-GENERATORS: dict[str, Generator] = {"texture": texture_contrast}
+class TextureGenerator:
+    """The `texture` generator: no weights."""
+
+    window_mm = 0.0
+
+    def __call__(self, region: Region, texture: Texture, look: Look) -> Volume:
+        """Draw a lesion."""
+        return texture_contrast(region, texture, look)

@@ -93,7 +93,7 @@ def _find_host(hu: np.ndarray, label: np.ndarray, spacing_mm: tuple[float, float
 
 def _measure_host(values: np.ndarray) -> Host:
     values = values[:: max(1, values.size // 200_000)].astype(np.float64)
-    return Host(float(np.median(values)), _robust_sd(values), float(np.percentile(values, 0.5)))
+    return Host(float(np.median(values)), robust_sd(values), float(np.percentile(values, 0.5)))
 
 
 def _measure_tumors(
@@ -120,7 +120,7 @@ def _measure_tumor(
     hu: np.ndarray, mask: np.ndarray, host: np.ndarray, step_mm: np.ndarray, diameter_mm: float
 ) -> Tumor:
     size_and_shape = (float(diameter_mm), *_axis_logits(mask, step_mm))
-    distance_mm = _surface_distance(mask, step_mm)
+    distance_mm = surface_distance(mask, step_mm)
     depth_mm = np.where(mask, np.maximum(-distance_mm, 0), 0)
     ring = host & (distance_mm > _RING_MM[0]) & (distance_mm < _RING_MM[1])
     if ring.sum() < _MIN_RING:
@@ -142,7 +142,7 @@ def _measure_tumor(
     )
 
 
-def _surface_distance(mask: np.ndarray, step_mm: np.ndarray) -> np.ndarray:
+def surface_distance(mask: np.ndarray, step_mm: np.ndarray) -> np.ndarray:
     """Measure the distance to the surface, negative inside.
 
     Between thick slices the surface is where the slices' own distances, interpolated, change sign; taken from the
@@ -207,12 +207,12 @@ def _fit_edge(
 def _fine_sd(hu: np.ndarray, region: np.ndarray, step_mm: np.ndarray) -> float | None:
     if region.sum() < _MIN_RING:
         return None
-    return _robust_sd((hu - _blur_inside(hu, region, _HIGH_PASS_MM / step_mm))[region])
+    return robust_sd((hu - blur_inside(hu, region, _HIGH_PASS_MM / step_mm))[region])
 
 
 def _texture_scale(hu: np.ndarray, region: np.ndarray, step_mm: np.ndarray) -> float:
     """Turn the correlation r of neighbors along the finest axis into a blur: r = exp(-step^2 / (4 sigma^2))."""
-    residual = hu - _blur_inside(hu, region, _LOW_PASS_MM / step_mm)
+    residual = hu - blur_inside(hu, region, _LOW_PASS_MM / step_mm)
     axis = int(np.argmin(step_mm))
     one, next_one = (np.moveaxis(residual, axis, 0)[cut] for cut in (slice(None, -1), slice(1, None)))
     both = np.moveaxis(region, axis, 0)[:-1] & np.moveaxis(region, axis, 0)[1:]
@@ -221,11 +221,12 @@ def _texture_scale(hu: np.ndarray, region: np.ndarray, step_mm: np.ndarray) -> f
     return float(step_mm[axis] / (2 * math.sqrt(-math.log(correlation))))
 
 
-def _blur_inside(hu: np.ndarray, region: np.ndarray, sigma: Any) -> np.ndarray:
-    """Blur with the region's own voxels only."""
+def blur_inside(hu: np.ndarray, region: np.ndarray, sigma: Any) -> np.ndarray:
+    """Blur with the region's own voxels only; sigma in voxels."""
     weight = ndimage.gaussian_filter(region.astype(np.float32), sigma)
     return ndimage.gaussian_filter(np.where(region, hu, 0).astype(np.float32), sigma) / np.maximum(weight, 1e-3)
 
 
-def _robust_sd(values: np.ndarray) -> float:
+def robust_sd(values: np.ndarray) -> float:
+    """Give 1.4826 times the median absolute deviation: the standard deviation of normal values."""
     return float(1.4826 * np.median(np.abs(values - np.median(values))))

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from nnunetv2_freetumor import __version__, cases, priors
+from nnunetv2_freetumor import __version__, cases, generator_choice, priors
 from nnunetv2_freetumor.cases import Case
-from nnunetv2_freetumor.generators import GENERATORS
 from nnunetv2_freetumor.plan import Prior, Section, SizeClass, Target
 from nnunetv2_freetumor.planted import Planted
 from nnunetv2_freetumor.raw_case import Planting, plant
 from nnunetv2_freetumor.roles import LUNG_HU
 
 LUNG_PRIORS = ("lung", "covid19")
+SLICE_AXIS = 0  # of raw volumes, which are read as (z, y, x)
 
 
 def synthesize_case(
@@ -35,7 +35,8 @@ def synthesize_case(
     """Plant tumors into one CT and write OUTPUT/CASE_0000.nii.gz, OUTPUT/CASE.nii.gz and OUTPUT/CASE.json.
 
     `host` may be left out for lung priors: the lung is then found as air inside the body. A host too small for any
-    lesion is reported and written as it is.
+    lesion is reported and written as it is. `generator` is texture, auto, the name of an installed or bundled one, or a
+    file.
 
     Raises:
         ValueError: an input, a setting or the output folder that cannot work; nothing is written then.
@@ -43,17 +44,22 @@ def synthesize_case(
     hosts = (host,) if isinstance(host, int) else tuple(host or ())
     target = _target(_prior(prior, diameter_mm), hosts, tumor)
     section = _section(target, generator, seed, lesions)
+    chosen = choose_device(device)
+    choices = generator_choice.choose_generators(section, {}, "", None, [])
+    (drawing,) = generator_choice.build_generators(choices, section, SLICE_AXIS, chosen)
     folder = cases.check_writable(output)
     name = case_name(image)
     paths = folder / f"{name}_0000.nii.gz", folder / f"{name}.nii.gz"
     _check_inputs_stay((image, label), paths)
     ct, labels = cases.read_case(image), cases.read_label(label)
     cases.check_same_geometry(ct, labels)
-    planting = plant(ct, labels, section, lesions, choose_device(device))
+    if choices[0].path is not None:
+        print(*generator_choice.describe(choices), sep="\n")
+    planting = plant(ct, labels, section, lesions, chosen, drawing)
     record = {
         "version": __version__,
         "seed": seed,
-        "generator": generator,
+        "generator": choices[0].generator,
         "prior": prior,
         "inputs": {"image": Path(image).name, "label": Path(label).name, "host": list(hosts), "tumor": tumor},
         "requested": {"lesions": lesions, "diameter_mm": diameter_mm},
@@ -112,15 +118,13 @@ def _target(prior: Prior, hosts: tuple[int, ...], tumor: int) -> Target:
 
 
 def _section(target: Target, generator: str, seed: int, lesions: int) -> Section:
-    if generator not in GENERATORS:
-        raise ValueError(f"There is no generator '{generator}'; choose one of {', '.join(sorted(GENERATORS))}.")
     if lesions < 1:
         raise ValueError(f"-n must be at least 1 lesion, but it is {lesions}.")
     return Section(
         targets=(target,),
         labels={},
         plans_hash="",
-        generator=generator,  # type: ignore[arg-type]
+        generator=generator,
         seed=seed,
         probability_tumor_free=1.0,
         probability_tumor_bearing=1.0,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from nnunetv2_freetumor import grown_tumors, phantom_vessels
+from nnunetv2_freetumor.grown_placing import Seed, choose_seeds, grow_at
 from nnunetv2_freetumor.phantom_anatomy import ORGANS, PHASES, Body, paint_bones, paint_chest, paint_trunk, tissue_hu
 from nnunetv2_freetumor.phantom_organs import paint_abdomen
 from nnunetv2_freetumor.phantom_scene import Grid, Point, Scene, random_warp
@@ -26,14 +27,6 @@ class Lesion(NamedTuple):
 
     number: int
     center_mm: tuple[float, float, float]
-    diameter_mm: float
-
-
-class Seed(NamedTuple):
-    """Where a tumor starts to grow, in world mm (z, y, x), and how large it gets."""
-
-    number: int
-    place_mm: NDArray
     diameter_mm: float
 
 
@@ -84,7 +77,7 @@ def make_phantom(
     body = paint_trunk(scene, THIN, hu, rng)
     for paint in (paint_chest, paint_abdomen, paint_bones):
         paint(body)
-    seeds = _choose_seeds(scene, ORGANS[host], lesions, diameter_mm, rng)
+    seeds = choose_seeds(scene.organ == ORGANS[host], scene.grid, lesions, diameter_mm, rng)
     _paint_trees(body, seeds, rng)
     biology = grown_tumors.draw_biology(family, PHASES.index(phase), hu[HOST_TISSUE[host]], rng)
     tumor = np.zeros(grid.shape, dtype=np.uint8)
@@ -109,21 +102,6 @@ def _draw_grid(pixel_mm: tuple[float, float], slice_mm: tuple[float, float], rng
     bottom = round(rng.uniform(-112, -98), 1)
     side, front = -pixel * (shape[2] - 1) / 2, -pixel * (shape[1] - 1) / 2
     return Grid((shape[0] * THIN, *shape[1:]), (thickness / THIN, pixel, pixel), (bottom, front, side))
-
-
-def _choose_seeds(
-    scene: Scene, organ: int, count: int, diameter_mm: tuple[float, float], rng: np.random.Generator
-) -> list[Seed]:
-    """Choose where tumors start, with room between them, and how large they grow."""
-    places = np.argwhere(scene.organ == organ)
-    seeds: list[Seed] = []
-    for _ in range(20 * count):
-        diameter = float(np.clip(np.exp(rng.normal(2.85, 0.5)), *diameter_mm))
-        place = np.asarray(scene.grid.origin_mm) + places[rng.integers(len(places))] * scene.grid.spacing_mm
-        far = all(np.linalg.norm(place - s.place_mm) > 0.8 * (diameter + s.diameter_mm) for s in seeds)
-        if far and len(seeds) < count:
-            seeds.append(Seed(len(seeds) + 1, place, diameter))
-    return seeds
 
 
 class TreePlan(NamedTuple):
@@ -171,24 +149,9 @@ def _grow(
     biology: grown_tumors.Biology,
     rng: np.random.Generator,
 ) -> None:
-    """Grow one tumor on a grid of its own and put it into the scene."""
-    cell_mm = max(0.8, seed.diameter_mm / 38)
-    size = int(2.0 * seed.diameter_mm / cell_mm) // 2 * 2 + 9
-    low = seed.place_mm - size // 2 * cell_mm
-    spacing, origin = np.asarray(scene.grid.spacing_mm), np.asarray(scene.grid.origin_mm)
-    allowed = _habitat(scene, host)
-    rounded = [np.round((low[a] + np.arange(size) * cell_mm - origin[a]) / spacing[a]).astype(int) for a in range(3)]
-    box = np.ix_(*(np.clip(r, 0, n - 1) for r, n in zip(rounded, scene.organ.shape)))
-    cells = max(int(np.pi / 6 * (seed.diameter_mm / cell_mm) ** 3), 8)
-    colony = grown_tumors.grow(family, allowed[box], cells, rng)
-    share, hu = grown_tumors.dress(colony, cell_mm, biology, rng)
-    first = np.maximum(np.ceil((low - origin) / spacing).astype(int), 0)
-    last = np.minimum((low + (size - 1) * cell_mm - origin) // spacing + 1, scene.hu.shape).astype(int)
-    window = (slice(first[0], last[0]), slice(first[1], last[1]), slice(first[2], last[2]))
-    places = [(origin[a] + np.arange(first[a], last[a]) * spacing[a] - low[a]) / cell_mm for a in range(3)]
-    mesh = np.meshgrid(*places, indexing="ij")
-    cover = ndimage.map_coordinates(share, mesh, order=1) * allowed[window]
-    scene.hu[window] += cover * (ndimage.map_coordinates(hu, mesh, order=1) - scene.hu[window])
+    """Grow one tumor and put it into the scene."""
+    window, cover, grown_hu = grow_at(seed, _habitat(scene, host), scene.grid, family, biology, rng)
+    scene.hu[window] += cover * (grown_hu - scene.hu[window])
     tumor[window][(cover >= 0.5) & (tumor[window] == 0)] = seed.number
 
 

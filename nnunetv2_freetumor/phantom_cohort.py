@@ -97,18 +97,20 @@ def write_test_cases(
     lesions: tuple[int, int] = (1, 4),
     tumor_free_every: int = 4,
     crop_mm: float | None = None,
+    resume: bool = False,
     **options: Any,
 ) -> None:
     """Write phantoms test_000, test_001 ... into imagesTs and labelsTs of a dataset, and leave everything else alone.
 
-    They are other patients than `write_cohort` makes, even from the same seed. Arguments as there.
+    They are other patients than `write_cohort` makes, even from the same seed. Arguments as there; with `resume`, a
+    case that is there already is not made again.
     """
     root = Path(folder)
     mix = _check(Mix(seed, lesions, tumor_free_every, crop_mm, {**options, "host": host}))
     for name in ("imagesTs", "labelsTs"):
         check_writable(root / name)
     orders = [mix.order(root, f"test_{place:03d}", "Ts", TEST_SEEDS_FROM + place, place) for place in range(cases)]
-    _make(orders, processes)
+    _make([order for order in orders if not (resume and _label_path(order).is_file())], processes)
 
 
 def _check(mix: Mix) -> Mix:
@@ -150,6 +152,11 @@ def _fill(order: Order) -> None:
     box = _box(label, phantom.spacing_mm, order.crop_mm)
     for array, kind, ending in ((phantom.image, "images", "_0000"), (label, "labels", "")):
         write_case(_as_case(phantom, array, box), order.folder / f"{kind}{order.part}" / f"{order.name}{ending}.nii.gz")
+
+
+def _label_path(order: Order) -> Path:
+    """Name the file that is written last."""
+    return order.folder / f"labels{order.part}" / f"{order.name}.nii.gz"
 
 
 def label_of(phantom: Phantom, host: str) -> np.ndarray:

@@ -155,7 +155,15 @@ class Section:
     labels: dict[str, Any]  # dataset.json's labels that the section was made for
     plans_hash: str  # of the plans that the section was made for
     version: int = 1
-    generator: Literal["texture"] = "texture"
+    generator: str = "auto"  # or texture, the name of an installed one, or a path
+    judge: str = "auto"  # the fold's finished nnUNetTrainer where there is one; off; or a model folder
+    quality: Literal["by_size", "published"] = "by_size"  # published: 0.7 for all sizes
+    min_quality: tuple[float, float, float, float] = (0.3, 0.5, 0.7, 0.7)  # recognized share, by SIZE_NAMES
+    min_accepted_share: float = 0.3  # a size class accepted more rarely passes ungated
+    min_judge_tumors: int = 20  # in the judge's training cases; with fewer it is off
+    second_draw: bool = False  # for samples whose lesions the judge rejected
+    recipe: Literal["lite", "published"] = "lite"  # how nnUNetTrainerFreeTumorGenerator trains
+    recipe_changes: dict[str, Any] = field(default_factory=dict)  # single numbers of the recipe
     seed: int = 0
     probability_tumor_free: float = 0.5
     probability_tumor_bearing: float = 0.25
@@ -169,7 +177,9 @@ class Section:
         check(self.version == 1, "version", "must be 1", self.version)
         check(bool(self.targets), "targets", "must hold at least one host/tumor pair", self.targets)
         _check_share(self, "probability_tumor_free", "probability_tumor_bearing", "untouched_share")
-        _check_not_negative(self, "clearance_mm", "min_visibility")
+        _check_share(self, "min_accepted_share")
+        check(all(0 <= q <= 1 for q in self.min_quality), "min_quality", "must be four shares", self.min_quality)
+        _check_not_negative(self, "clearance_mm", "min_visibility", "min_judge_tumors")
         check(0 <= self.seed < 2**31, "seed", "must lie between 0 and 2^31 - 1", self.seed)
 
 

@@ -10,10 +10,11 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
 
-from nnunetv2_freetumor import intensity, planning
+from nnunetv2_freetumor import generator_choice, intensity, planning
 from nnunetv2_freetumor.cases import check_writable
 from nnunetv2_freetumor.clip_window import preprocess_command
 from nnunetv2_freetumor.figures import FIELD_OF_VIEW_MM, Picture, lesion_sheet, pictures_of
+from nnunetv2_freetumor.generator_choice import Choice
 from nnunetv2_freetumor.plan import Section
 from nnunetv2_freetumor.planted import BeforeAfter, Place
 from nnunetv2_freetumor.synthesis import Synthesizer
@@ -55,11 +56,14 @@ def preview_command(
         command = preprocess_command(plans, [configuration])
         raise ValueError(f"{data} holds no preprocessed cases. Make them with\n{command}")
     section = _always(planning.section_for_training(plans, dataset_json))
-    pictures = _pictures(data, settings, section, plans, count, seed)
+    chosen = generator_choice.choose_generators(section, plans, configuration, None, [])
+    print(*generator_choice.describe(chosen), sep="\n")
+    pictures = _pictures(data, settings, _synthesizer(settings, section, plans, chosen), plans, count, seed)
     if not pictures:
         raise ValueError(f"No lesion found a place in the cases of {data}. Are their hosts labeled, and large enough?")
     path = folder / f"preview_{plans['dataset_name']}_{configuration}.png"
-    lesion_sheet(pictures, path, f"{plans['dataset_name']}, {configuration}, {section.generator}, seed {seed}")
+    names = " and ".join(dict.fromkeys(choice.generator for choice in chosen))
+    lesion_sheet(pictures, path, f"{plans['dataset_name']}, {configuration}, {names}, seed {seed}")
     print(f"Drew {len(pictures)} of {count} lesion(s).")
     print(path)
 
@@ -70,19 +74,31 @@ def _always(section: Section) -> Section:
     )  # fmt: skip
 
 
+def _synthesizer(
+    settings: ConfigurationManager, section: Section, plans: dict[str, Any], choices: list[Choice]
+) -> Synthesizer:
+    spacing_mm = (float(settings.spacing[0]), float(settings.spacing[1]), float(settings.spacing[2]))
+    slice_axis = plans["transpose_forward"].index(0)
+    generators = generator_choice.build_generators(choices, section, slice_axis, torch.device("cpu"))
+    return Synthesizer(section, spacing_mm, intensity.from_plans(plans), generators)
+
+
 def _pictures(
-    data: Path, settings: ConfigurationManager, section: Section, plans: dict[str, Any], count: int, seed: int
+    data: Path,
+    settings: ConfigurationManager,
+    synthesizer: Synthesizer,
+    plans: dict[str, Any],
+    count: int,
+    seed: int,
 ) -> list[Picture]:
     """Go through the cases in turn, one patch each, until there are enough lesions."""
-    spacing_mm = (float(settings.spacing[0]), float(settings.spacing[1]), float(settings.spacing[2]))
-    synthesizer = Synthesizer(section, spacing_mm, intensity.from_plans(plans))
     rng, chance = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     cases = infer_dataset_class(str(data))(str(data))
     order = chance.permutation(cases.identifiers)
     pictures: list[Picture] = []
     with tqdm(total=count, desc="planting", unit="lesion", disable=None) as progress:
         for attempt in range(PATCHES_PER_LESION * count):
-            patch = _patch(cases, str(order[attempt % len(order)]), settings, section, chance)
+            patch = _patch(cases, str(order[attempt % len(order)]), settings, synthesizer.section, chance)
             found = _plant(patch, synthesizer, rng, plans["transpose_forward"])[: count - len(pictures)]
             pictures += found
             progress.update(len(found))

@@ -12,11 +12,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnunetv2_freetumor.cases import Case
+from nnunetv2_freetumor.generators import Generator, TextureGenerator
 from nnunetv2_freetumor.hosts import host_mask
 from nnunetv2_freetumor.intensity import RAW_CT
 from nnunetv2_freetumor.plan import Section, Target
 from nnunetv2_freetumor.planted import BeforeAfter, Place, Planted, measure_planted
-from nnunetv2_freetumor.synthesis import CONTEXT_MM, Synthesizer
+from nnunetv2_freetumor.proposals import CONTEXT_MM
+from nnunetv2_freetumor.synthesis import Synthesizer
 from nnunetv2_freetumor.volume import Spacing
 
 CANDIDATES = 256  # places to try for one lesion
@@ -38,26 +40,37 @@ class _Volume(NamedTuple):
     label: Int[Tensor, "1 1 z y x"]
 
 
-def plant(image: Case, label: Case, section: Section, lesions: int, device: torch.device) -> Planting:
+def plant(
+    image: Case,
+    label: Case,
+    section: Section,
+    lesions: int,
+    device: torch.device,
+    generator: Generator | None = None,
+) -> Planting:
     """Plant up to `lesions` lesions of the section's only target; each keeps away from the ones before.
+
+    They are drawn by `generator`, or by `texture` without one.
 
     Raises:
         ValueError: the label's type cannot hold the tumor's number, the host is empty, or the image is not in HU.
     """
     (target,), spacing_mm = section.targets, (image.spacing_mm[0], image.spacing_mm[1], image.spacing_mm[2])
     _check_type(label, target.tumor_label)
-    host = _find_host(image, label, target, spacing_mm, device)
+    host = find_host(image, label, target, spacing_mm, device)
     _check_hu(image, label, host)
     host_mm3 = float(host.sum()) * math.prod(spacing_mm)
     smallest_mm = min(size.min_mm for size in target.prior.sizes if size.weight > 0)
     if host_mm3 < math.pi / 6 * smallest_mm**3:
         reason = f"The host ({host_mm3:.0f} mm3) is smaller than the smallest lesion (diameter {smallest_mm:.1f} mm)."
         return Planting(image, label, [], reason)
-    margin = [math.ceil((CONTEXT_MM + target.prior.exophytic_mm) / step) for step in spacing_mm]
+    generator = generator or TextureGenerator()
+    context_mm = max(CONTEXT_MM + target.prior.exophytic_mm, generator.window_mm / 2)
+    margin = [math.ceil(context_mm / step) for step in spacing_mm]
     box = bounding_box_to_slice(pad_bbox(get_bbox_from_mask(host), margin, host.shape))
     section, labels = _with_labeled_host(section, label.array[box].astype(np.int32), host[box])
     before = _Volume(_tensor(image.array[box].astype(np.float32), device), _tensor(labels, device))
-    after, places = _plant_one_by_one(before, Synthesizer(section, spacing_mm, RAW_CT), lesions)
+    after, places = _plant_one_by_one(before, Synthesizer(section, spacing_mm, RAW_CT, [generator]), lesions)
     planted = image.with_array(image.array.copy()), label.with_array(label.array.copy())
     _write_changes(planted[0].array[box], before.hu, after.hu)
     _write_changes(planted[1].array[box], before.label, after.label)
@@ -83,7 +96,12 @@ def _plant_one_by_one(before: _Volume, synthesizer: Synthesizer, lesions: int) -
     return volume, places
 
 
-def _find_host(image: Case, label: Case, target: Target, spacing_mm: Spacing, device: torch.device) -> np.ndarray:
+def find_host(image: Case, label: Case, target: Target, spacing_mm: Spacing, device: torch.device) -> np.ndarray:
+    """Mark a target's host in a case.
+
+    Raises:
+        ValueError: the case has none.
+    """
     if target.host_hu is None:
         host = np.isin(label.array, target.host_labels)
     else:

@@ -1,21 +1,38 @@
 """Run the comparison that users ask for: the same network on real labels, with and without synthetic tumors."""
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
-from nnunetv2_freetumor import demo, plan, study_data, study_figure, study_results, study_runs, study_threshold
+from nnunetv2_freetumor import (
+    demo,
+    study_data,
+    study_figure,
+    study_protocol,
+    study_results,
+    study_runs,
+    study_threshold,
+)
 from nnunetv2_freetumor.cases import check_writable, write_json, write_text
-from nnunetv2_freetumor.study_design import ABLATIONS, ALL_ARMS, ARMS, TEXTURE, THRESHOLD, Budget, Run, Setting
-from nnunetv2_freetumor.study_place import Prepared, Wish, make_test_cases, prepare
+from nnunetv2_freetumor.study_design import (
+    ABLATIONS,
+    ALL_ARMS,
+    ARMS,
+    BASELINE,
+    TEXTURE,
+    THRESHOLD,
+    Budget,
+    Run,
+    Setting,
+    plans_name,
+)
+from nnunetv2_freetumor.study_place import Wish, make_test_cases, prepare
 from nnunetv2_freetumor.study_results import Readings, Row
-from nnunetv2_freetumor.study_runs import Place, Trial
+from nnunetv2_freetumor.study_runs import Place, Trial, trial_name
 
-PROTOCOL, RESULTS, TABLE, FIGURE = "protocol.json", "results{}.json", "table{}.md", "study{}.png"
+RESULTS, TABLE, FIGURE = "results{}.json", "table{}.md", "study{}.png"
 SHORT = Budget(epochs=60, iterations=25, recipe="short")
 LONG = Budget(epochs=100, iterations=250, recipe="nnunet")
 LABEL_FREE = "label-free"
@@ -63,9 +80,10 @@ def study_command(
     chosen, wish = demo.choose_device(device), Wish(dataset, configuration, plans_name)
     root = check_writable(output).resolve()
     prepared = prepare(root, wish, budget, chosen, jobs)
-    runs = _freeze(prepared, budget, settings, seeds)
+    runs = study_protocol.freeze(prepared, budget, settings, seeds)
     make_test_cases(prepared, wish)
     trials = list_trials(chosen_arms, settings[:1] if ablation else settings, runs, seeds)
+    _check_judges(prepared.place, trials)
     report = partial(_report, prepared.place, trials, "_ablation" if ablation else "", _baseline(ablation))
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         left = study_runs.run_trials(prepared.place, trials, partial(_run, runs), pool, jobs, hours, report)
@@ -73,7 +91,7 @@ def study_command(
 
 
 def _baseline(ablation: bool) -> str:
-    return TEXTURE if ablation else study_results.BASELINE
+    return TEXTURE if ablation else BASELINE
 
 
 def _choose_arms(arms: Sequence[str] | None, ablation: bool) -> list[str]:
@@ -117,64 +135,44 @@ def _settings(labeled: Sequence[int], label_free: int) -> list[Setting]:
     return settings[:1] + free + settings[1:]
 
 
-def _freeze(prepared: Prepared, budget: Budget, settings: Sequence[Setting], seeds: int) -> tuple[Run, ...]:
-    """Write down everything that could be tuned, before any test case exists or is read; refuse a change of it.
-
-    Raises:
-        ValueError: the folder holds a study of another protocol.
-    """
-    place, section = prepared.place, plan.read_section(prepared.plans[plan.SECTION])
-    tumors = sorted({target.tumor_label for target in section.targets})
-    pool = study_data.read_pool(prepared.folder / "gt_segmentations", place.labels.file_ending, tumors)
-    runs = study_data.plan_runs(pool, settings, seeds)
-    made = study_data.arm_plans(prepared.plans, budget, runs)
-    protocol = {
-        "dataset": place.dataset,
-        "configuration": place.configuration,
-        "test": prepared.test,
-        "budget": plan.to_json(budget),
-        "settings": [setting._asdict() for setting in settings],
-        "seeds": seeds,
-        "rule": json.loads(json.dumps(study_runs.RULE._asdict())),
-        "false_positives_per_scan": study_results.MATCHED,
-        "runs": [plan.to_json(run) for run in runs],
-        "sections": {name: plans[plan.SECTION] for name, plans in made.items()},
-    }
-    _keep_protocol(place.root / PROTOCOL, protocol)
-    study_data.write_arm_plans(prepared.folder, made)
-    return runs
-
-
-def _keep_protocol(path: Path, protocol: dict[str, Any]) -> None:
-    if not path.is_file():
-        return write_json(protocol, path)
-    frozen = json.loads(path.read_text(encoding="utf-8"))
-    if changed := [key for key in protocol if not _agrees(frozen.get(key), protocol[key])]:
-        raise ValueError(
-            f"{path} was frozen with another {', '.join(changed)}, and a study whose protocol changes after its test "
-            "cases were seen proves nothing. Use the same options and version, or another -o folder."
-        )
-
-
-def _agrees(frozen: Any, now: Any) -> bool:
-    """Tell whether everything that was frozen is still the same; later arms and settings may have joined it."""
-    if isinstance(frozen, dict) and isinstance(now, dict):
-        return all(key in now and _agrees(value, now[key]) for key, value in frozen.items())
-    return frozen == now
-
-
 def list_trials(arms: Sequence[str], settings: Sequence[Setting], runs: Sequence[Run], seeds: int) -> list[Trial]:
     """List the trials: the smallest setting and the label-free one with all seeds first, then the others."""
     fold = {(run.setting, run.seed): run.fold for run in runs}
     blocks = [settings[:2], settings[2:]] if any(s.label_free for s in settings) else [settings[:1], settings[1:]]
     return [
-        Trial(arm, _trainer(arm), study_data.plans_name(arm), setting.name, seed, fold[setting.name, seed])
+        Trial(
+            arm,
+            _trainer(arm),
+            plans_name(arm),
+            setting.name,
+            seed,
+            fold[setting.name, seed],
+            _after(arm, setting, seed),
+        )
         for block in blocks
         for seed in range(seeds)
         for setting in block
         for arm in arms
         if not (setting.label_free and arm in ALL_ARMS and ALL_ARMS[arm].needs_tumors)
     ]
+
+
+def _after(arm: str, setting: Setting, seed: int) -> str:
+    """Name the trial whose network judges this one's tumors."""
+    return trial_name(setting.name, BASELINE, seed) if arm in ALL_ARMS and ALL_ARMS[arm].judged else ""
+
+
+def _check_judges(place: Place, trials: Sequence[Trial]) -> None:
+    """Refuse judged arms whose judge is neither trained nor to be trained."""
+    planned = {trial.name for trial in trials}
+    lacking = [
+        t.arm for t in trials if t.after and t.after not in planned and not study_runs.is_finished(place, t.after)
+    ]
+    if lacking:
+        raise ValueError(
+            f"The arm {lacking[0]} is judged by the network of the arm {BASELINE}, which has not been trained with all "
+            f"of its settings and seeds. Add {BASELINE} to --arms."
+        )
 
 
 def _trainer(arm: str) -> str:

@@ -11,7 +11,7 @@ from nnunetv2_freetumor import demo, plan, planning
 from nnunetv2_freetumor.cases import read_label, write_json
 from nnunetv2_freetumor.demo_steps import Step
 from nnunetv2_freetumor.phantom_cohort import write_cohort, write_test_cases
-from nnunetv2_freetumor.study_design import ALL_ARMS, KEY, Budget, Run, Setting, bundled, order_of
+from nnunetv2_freetumor.study_design import ALL_ARMS, KEY, Budget, Run, Setting, bundled, order_of, plans_name
 
 DATASET, DATASET_NAME, CONFIGURATION, PLANS = "901", "Dataset901_PhantomStudy", "3d_coarse", "nnUNetPlans"
 POOL_CASES, POOL_TUMOR_FREE_EVERY, POOL_SEED = 24, 3, 11
@@ -144,11 +144,6 @@ def arm_plans(plans: dict[str, Any], budget: Budget, runs: tuple[Run, ...]) -> d
             KEY: plan.to_json(order_of(arm, budget, runs)),
         }
     return made
-
-
-def plans_name(arm: str) -> str:
-    """Name an arm's plans."""
-    return f"{KEY}_{arm}"
 
 
 def write_arm_plans(folder: Path, made: dict[str, dict[str, Any]]) -> None:

@@ -58,6 +58,7 @@ class Order:
     foreground: float = 0.33  # share of patches that nnU-Net centers on foreground
     generator: Literal["section", "constant"] = "section"  # constant: the same contrast everywhere inside a lesion
     after_intensity: bool = False  # plant behind nnU-Net's intensity transforms instead of in front of them
+    judged: bool = False  # by the same run's training on real labels only
 
 
 class Arm(NamedTuple):
@@ -70,6 +71,7 @@ class Arm(NamedTuple):
     foreground: float = 0.33
     generator: Literal["section", "constant"] = "section"
     after_intensity: bool = False
+    judged: bool = False  # waits for the real arm, whose network judges
     change: Callable[[Section], Section] = lambda section: section
 
 
@@ -91,6 +93,7 @@ def _fixed_sizes() -> tuple[SizeClass, ...]:
 REAL, SYNTHESIS = "nnUNetTrainerFreeTumor_study_real", "nnUNetTrainerFreeTumor_study"
 COPY_PASTE = "nnUNetTrainerFreeTumor_study_copy_paste"
 TEXTURE = "texture"
+BASELINE = "real"  # the arm that the others are compared with, and whose network judges
 THRESHOLD = "threshold"  # the arm without learning
 
 ARMS = {
@@ -105,6 +108,16 @@ ARMS = {
         change=_with_prior(sizes=_fixed_sizes(), shape=ELLIPSOID),
     ),
     TEXTURE: Arm("FreeTumor, texture generator", SYNTHESIS, "synthesis"),
+    "texture_judged": Arm("FreeTumor, texture generator, judge", SYNTHESIS, "synthesis", True, judged=True),
+    "lite": Arm("FreeTumor, lite generator", SYNTHESIS, "synthesis", change=lambda s: replace(s, generator="lite")),
+    "lite_judged": Arm(
+        "FreeTumor, lite generator, judge",
+        SYNTHESIS,
+        "synthesis",
+        True,
+        judged=True,
+        change=lambda s: replace(s, generator="lite"),
+    ),
 }
 ABLATIONS = {
     "share_low": Arm(
@@ -133,13 +146,18 @@ ABLATIONS = {
 ALL_ARMS = ARMS | ABLATIONS
 
 
+def plans_name(arm: str) -> str:
+    """Name an arm's plans."""
+    return f"{KEY}_{arm}"
+
+
 def bundled(section: Section) -> Section:
     """Replace what was measured on the dataset by the bundled priors: a few labels are too few to measure on."""
     targets = (
         replace(target, prior=_prior(target.prior), source=f"bundled prior {target.prior.name}, as the study demands")
         for target in section.targets
     )
-    return replace(section, targets=tuple(targets))
+    return replace(section, targets=tuple(targets), generator="texture", judge="off")
 
 
 def _prior(measured: Prior) -> Prior:
@@ -155,6 +173,7 @@ def order_of(arm: Arm, budget: Budget, runs: tuple[Run, ...]) -> Order:
         foreground=arm.foreground,
         generator=arm.generator,
         after_intensity=arm.after_intensity,
+        judged=arm.judged,
     )
 
 

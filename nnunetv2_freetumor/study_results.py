@@ -11,10 +11,10 @@ import torch
 from nnunetv2_freetumor import __version__
 from nnunetv2_freetumor.comparison import Rate, compare_at, sensitivity_at
 from nnunetv2_freetumor.scores import ALL_SIZES, CaseScore, Difference, Estimate, Rule, size_names
+from nnunetv2_freetumor.study_design import BASELINE
 from nnunetv2_freetumor.summary import summarize
 
 MATCHED = 1.0  # false positives per scan at which sensitivities are compared
-BASELINE = "real"
 
 
 class Row(NamedTuple):

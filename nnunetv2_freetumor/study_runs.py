@@ -48,11 +48,17 @@ class Trial(NamedTuple):
     setting: str
     seed: int
     fold: int
+    after: str = ""  # name of the trial whose network this one needs
 
     @property
     def name(self) -> str:
         """Name the trial's folder."""
-        return f"{self.setting.replace(' ', '_')}/{self.arm}/seed_{self.seed}"
+        return trial_name(self.setting, self.arm, self.seed)
+
+
+def trial_name(setting: str, arm: str, seed: int) -> str:
+    """Name a trial's folder."""
+    return f"{setting.replace(' ', '_')}/{arm}/seed_{seed}"
 
 
 def run_trials(
@@ -80,8 +86,11 @@ def run_trials(
     taken = [seconds(place, trial) for trial in trials if trial.trainer and is_done(place, trial)]
     total, running = len(waiting), dict[Future[float], Trial]()
     while waiting or running:
-        while waiting and len(running) < jobs and fits(time.monotonic() - start, taken, hours):
-            trial = waiting.pop(0)
+        while len(running) < jobs and fits(time.monotonic() - start, taken, hours):
+            trial = next((t for t in waiting if not t.after or is_finished(place, t.after)), None)
+            if trial is None:
+                break
+            waiting.remove(trial)
             running[pool.submit(run, place, trial)] = trial
         if not running:
             break
@@ -140,7 +149,12 @@ def seconds(place: Place, trial: Trial) -> float:
 
 def is_done(place: Place, trial: Trial) -> bool:
     """Tell whether a trial was finished by an earlier call."""
-    return (place.root / "runs" / trial.name / DONE).is_file()
+    return is_finished(place, trial.name)
+
+
+def is_finished(place: Place, name: str) -> bool:
+    """Tell whether the trial of this name was finished."""
+    return (place.root / "runs" / name / DONE).is_file()
 
 
 def _note(place: Place, trial: Trial) -> dict:

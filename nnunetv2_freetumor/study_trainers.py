@@ -16,7 +16,7 @@ from nnunetv2_freetumor import plan
 from nnunetv2_freetumor.copy_paste import CopyPaste, read_bank
 from nnunetv2_freetumor.cpu_pairs import PairsOnCpu
 from nnunetv2_freetumor.generators import Look, Region
-from nnunetv2_freetumor.study_design import Order, Run, read_order
+from nnunetv2_freetumor.study_design import BASELINE, REAL, Order, Run, plans_name, read_order
 from nnunetv2_freetumor.synthesis import Synthesizer
 from nnunetv2_freetumor.trainer import FreeTumorMixin
 from nnunetv2_freetumor.volume import pool
@@ -82,10 +82,14 @@ class nnUNetTrainerFreeTumor_study(FreeTumorMixin, StudyTrainer):
     """Train with synthetic tumors, as the arm's section and order say."""
 
     def make_synthesizer(self, section: plan.Section) -> Synthesizer:
-        """Give the arm's generator to the synthesizer, and the run's seed to its draws."""
-        synthesizer = super().make_synthesizer(dataclasses.replace(section, seed=self.order_run.seed))
+        """Give the arm's generator and judge to the synthesizer, and the run's seed to its draws."""
+        section = dataclasses.replace(section, seed=self.order_run.seed)
+        if self.order.judged:  # few labels are the point of a study, so the judge's few tumors are no reason to stop
+            judge = f"{REAL}__{plans_name(BASELINE)}__{self.configuration_name}"
+            section = dataclasses.replace(section, judge=judge, min_judge_tumors=0)
+        synthesizer = super().make_synthesizer(section)
         if self.order.generator == "constant":
-            synthesizer.generator = constant_contrast
+            synthesizer.generators = [ConstantGenerator()] * len(section.targets)
         return synthesizer
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
@@ -112,6 +116,11 @@ class nnUNetTrainerFreeTumor_study_copy_paste(nnUNetTrainerFreeTumor_study):
         return CopyPaste(plain.section, plain.spacing_mm, plain.intensity, bank)
 
 
-def constant_contrast(region: Region, texture: plan.Texture, look: Look) -> Float[Tensor, "x y z"]:
+class ConstantGenerator:
     """Lower the whole lesion by one constant, with a sharp edge: no texture, no dependence on the host."""
-    return CONSTANT_HU * pool((region.distance_mm < 0).float(), region.fold)
+
+    window_mm = 0.0
+
+    def __call__(self, region: Region, texture: plan.Texture, look: Look) -> Float[Tensor, "x y z"]:
+        """Draw a lesion."""
+        return CONSTANT_HU * pool((region.distance_mm < 0).float(), region.fold)

@@ -1,27 +1,37 @@
 """The method: place lesions, draw their shape, generate their contrast, compose them into image and label."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nnunetv2_freetumor import generators, patchy, shapes
+from nnunetv2_freetumor import generators
 from nnunetv2_freetumor.compose import Change, compose
-from nnunetv2_freetumor.draws import CANDIDATES, Blueprint, Draw, draw, plan_sample
-from nnunetv2_freetumor.generators import GENERATORS, Look, Region
-from nnunetv2_freetumor.hosts import fat_mask
+from nnunetv2_freetumor.draws import CANDIDATES, Draw, draw
+from nnunetv2_freetumor.generators import Generator, TextureGenerator
 from nnunetv2_freetumor.intensity import Intensity
-from nnunetv2_freetumor.placement import MAX_CUT, Placement, place
-from nnunetv2_freetumor.plan import SIZE_NAMES, Section, Target, size_index
-from nnunetv2_freetumor.volume import Box, Spacing, box_around, distance_within, offsets_mm, pool
+from nnunetv2_freetumor.judge import NO_VERDICT, Finding, Gate, Verdict
+from nnunetv2_freetumor.placement import Placement
+from nnunetv2_freetumor.plan import SIZE_NAMES, Section, size_index
+from nnunetv2_freetumor.proposals import Proposal, Proposals, Proposer
+from nnunetv2_freetumor.volume import Box, Spacing
 
+JUDGED, ACCEPTED = (tuple(f"{what} {name}" for name in SIZE_NAMES) for what in ("judged", "accepted"))  # by size class
 COUNTS = (
-    "samples", "host", "tumor_free", "eligible", "planted", "untouched_tumor_free", "no_room", "too_faint",
-    *SIZE_NAMES, "lesion_voxels", "saturated_voxels",
+    "samples", "host", "tumor_free", "eligible", "planted", "untouched_tumor_free", "no_room", "too_faint", "rejected",
+    "drawn_again", *SIZE_NAMES, *JUDGED, *ACCEPTED, "lesion_voxels", "saturated_voxels",
 )  # fmt: skip
-CONTEXT_MM = 12.0  # how much of the host around a lesion its texture looks at
-SUBVOXEL_MM = 1.5
+
+
+class Drawn(NamedTuple):
+    """A proposed lesion with its contrast."""
+
+    proposal: Proposal
+    contrast_hu: Float[Tensor, "x y z"]
+    support: Bool[Tensor, "x y z"]  # the voxels that may change
+    visible: Bool[Tensor, ""]  # bold enough for the noise around it
 
 
 class Lesion(NamedTuple):
@@ -34,6 +44,8 @@ class Lesion(NamedTuple):
     box: Box
     change: Change
     visible: Bool[Tensor, ""]
+    recognized: Float[Tensor, ""] = NO_VERDICT.recognized  # share of it that the judge calls tumor; NaN: not judged
+    accepted: Bool[Tensor, ""] = NO_VERDICT.accepted  # by the judge; it may have stayed for its size all the same
 
 
 class Synthesis(NamedTuple):
@@ -45,12 +57,17 @@ class Synthesis(NamedTuple):
     counts: Float[Tensor, "counts"]  # sums over the batch, named by COUNTS
 
 
-class _Spot(NamedTuple):
-    sample: int
-    target: int
-    lesion: int
-    center: list[float]
-    blueprint: Blueprint
+class _Composed(NamedTuple):
+    image: Tensor
+    label: Tensor
+    changes: list[Change]
+
+
+class _Planted(NamedTuple):
+    image: Tensor
+    label: Tensor
+    lesions: list[Lesion]
+    placement: Placement
 
 
 class Synthesizer:
@@ -63,121 +80,134 @@ class Synthesizer:
         image, label, lesions, counts = synthesizer(hu, label, synthesizer.draw(len(hu), rng))
     """
 
-    def __init__(self, section: Section, spacing_mm: Spacing, intensity: Intensity) -> None:
-        """Take the settings, the voxel size (mm, in the arrays' axis order) and how the image encodes HU."""
+    def __init__(
+        self,
+        section: Section,
+        spacing_mm: Spacing,
+        intensity: Intensity,
+        generators: Sequence[Generator] | None = None,
+        gate: Gate | None = None,
+    ) -> None:
+        """Take the settings, the voxel size and how the image encodes HU.
+
+        Args:
+            section: the `freetumor` section.
+            spacing_mm: voxel size in the arrays' axis order.
+            intensity: how the image encodes HU.
+            generators: what draws the lesions of each target; `texture` where they are left out.
+            gate: the judge's quality test; none where it is left out.
+        """
         self.section = section
         self.spacing_mm = spacing_mm
         self.intensity = intensity
-        self.generator = GENERATORS[section.generator]
+        self.generators = list(generators or [TextureGenerator()] * len(section.targets))
+        self.gate = gate
         self.lesions = max(len(target.prior.lesions_per_patch) for target in section.targets)
-        x, y, z = (min(max(round(step / SUBVOXEL_MM), 1), 4) for step in spacing_mm)
-        self.fold = (x, y, z)
+        self._propose = Proposer(section, spacing_mm, [generator.window_mm for generator in self.generators])
 
     def draw(self, batch_size: int, rng: torch.Generator, candidates: int = CANDIDATES) -> Draw:
         """Draw all chance for a batch; the same draw on the same patch gives the same tumor."""
         return draw(batch_size, self.lesions, candidates, rng)
 
     @torch.no_grad()
-    def __call__(self, image: Float[Tensor, "b 1 x y z"], label: Int[Tensor, "b 1 x y z"], draw: Draw) -> Synthesis:
-        """Plant what the draw says; the inputs stay untouched, and so does every sample that gets no lesion."""
-        hu = self.intensity.to_hu(image)
-        blueprints = [plan_sample(self.section, self.spacing_mm, draw, index) for index in range(len(image))]
-        placement = place(self.section, self.spacing_mm, hu, label, draw, blueprints)
+    def __call__(
+        self,
+        image: Float[Tensor, "b 1 x y z"],
+        label: Int[Tensor, "b 1 x y z"],
+        draw: Draw,
+        second: Draw | None = None,
+    ) -> Synthesis:
+        """Plant what the draw says; the inputs stay untouched, and so does every sample that gets no lesion.
+
+        `second` is the chance of the samples whose lesions the judge rejects, all of them; finding out which these are
+        waits for the device once more.
+        """
+        image, label, lesions, placement = self._plant(image, label, draw)
+        again = _rejected(lesions) if second is not None and self.gate is not None else []
+        for sample in again:
+            assert second is not None, "without it nothing is drawn again"
+            one, chance = slice(sample, sample + 1), second.sample(sample)
+            chance = chance._replace(decide=chance.decide * torch.tensor([0.0, 1.0, 1.0]))  # it is to get lesions
+            image[one], label[one], others, _ = self._plant(image[one], label[one], chance)
+            lesions += [lesion._replace(sample=sample) for lesion in others]
+        return Synthesis(image, label, lesions, count_lesions(placement, lesions, len(again)))
+
+    @torch.no_grad()
+    def propose(self, image: Float[Tensor, "b 1 x y z"], label: Int[Tensor, "b 1 x y z"], draw: Draw) -> Proposals:
+        """Place lesions and draw their shapes, without drawing what they look like."""
+        return self._propose(self.intensity.to_hu(image), label, draw)
+
+    def _plant(self, image: Tensor, label: Tensor, draw: Draw) -> _Planted:
+        """Draw the proposed lesions, compose those that can be seen, and take out what the judge does not recognize."""
+        proposals = self.propose(image, label, draw)
+        drawn = [self._draw_contrast(proposal) for proposal in proposals.lesions]
+        good = [lesion.proposal.fits & lesion.visible for lesion in drawn]
+        image_before, label_before = image, label
+        image, label, changes = self._compose(image, label, drawn, good)
+        verdicts = [NO_VERDICT] * len(drawn)
+        if self.gate is not None and drawn:
+            said = self.gate(image, [_finding(lesion.proposal) for lesion in drawn])
+            verdicts = [v._replace(recognized=v.recognized.where(c.kept, torch.nan)) for v, c in zip(said, changes)]
+            stay = [fine & verdict.stays for fine, verdict in zip(good, verdicts)]
+            image, label, changes = self._compose(image_before, label_before, drawn, stay)
+        lesions = [_lesion(*parts) for parts in zip(drawn, changes, verdicts)]
+        return _Planted(image, label, lesions, proposals.placement)
+
+    def _draw_contrast(self, proposal: Proposal) -> Drawn:
+        texture = self.section.targets[proposal.target].prior.texture
+        contrast = self.generators[proposal.target](proposal.region, texture, proposal.look)
+        visible = generators.visibility(proposal.region, contrast, proposal.lesion) >= self.section.min_visibility
+        return Drawn(proposal, contrast, generators.support(proposal.region), visible)
+
+    def _compose(self, image: Tensor, label: Tensor, drawn: list[Drawn], keep: list[Tensor]) -> _Composed:
+        """Compose the lesions that are to be kept into copies of image and label."""
         image, label = image.clone(), label.clone()
-        lesions = [
-            self._plant(spot, placement.hosts[spot.target], hu, image, label, draw)
-            for spot in _spots(placement, blueprints)
-        ]
-        return Synthesis(image, label, lesions, count_lesions(placement, lesions))
-
-    def _plant(self, spot: _Spot, hosts: Tensor, hu: Tensor, image: Tensor, label: Tensor, draw: Draw) -> Lesion:
-        target = self.section.targets[spot.target]
-        diameter = spot.blueprint.diameter_mm
-        box = self._box(spot, target, hu.shape[2:])
-        view = (spot.sample, 0, *box.slices())
-        tiles = draw.texture[spot.sample, spot.lesion]
-        uniform, normal = draw.look[spot.sample, spot.lesion].tolist(), float(draw.contrast[spot.sample, spot.lesion])
-        region = self._region(spot, target, hosts, hu, label, box, tiles)
-        lesion, keep = _outline(region, target)
-        contrast = self.generator(region, target.prior.texture, Look(diameter, uniform, normal, tiles))
-        support = generators.support(region)
-        visible = generators.visibility(region, contrast, lesion) >= self.section.min_visibility
-        keep = keep & visible
-        change = compose(image[view], label[view], contrast, lesion, support, keep, target.tumor_label, self.intensity)
-        return Lesion(spot.sample, spot.target, spot.center, diameter, box, change, visible)
-
-    def _box(self, spot: _Spot, target: Target, shape: tuple[int, ...]) -> Box:
-        reach = spot.blueprint.body.reach_mm
-        if target.prior.shape.kind == "patchy":
-            reach = [patchy.SPREAD * 0.5 * spot.blueprint.diameter_mm] * 3
-        return box_around(spot.center, [mm + CONTEXT_MM for mm in reach], self.spacing_mm, shape)
-
-    def _region(
-        self, spot: _Spot, target: Target, hosts: Tensor, hu: Tensor, label: Tensor, box: Box, tiles: Tensor
-    ) -> Region:
-        """Cut out a lesion's surroundings and draw its surface there."""
-        at = (slice(spot.sample, spot.sample + 1), slice(None), *box.slices())
-        part, labels = hu[at], label[at]
-        host = hosts[at][0, 0]
-        allowed = host | _fat_beyond(target, spot.blueprint.diameter_mm, part, labels, host, self.spacing_mm)
-        offsets = offsets_mm(box, spot.center, self.spacing_mm, (1, 1, 1), hu.device)
-        fold = self.fold if target.prior.shape.kind == "blob" else (1, 1, 1)
-        if target.prior.shape.kind == "patchy":
-            distance = patchy.signed_distance_mm(host, offsets, tiles, spot.blueprint.diameter_mm, self.spacing_mm)
-        else:
-            fine = offsets_mm(box, spot.center, self.spacing_mm, fold, hu.device)
-            distance = shapes.signed_distance_mm(spot.blueprint.body, fine)
-        return Region(part[0, 0], host, allowed, distance, fold, offsets, self.spacing_mm)
+        changes = []
+        for (proposal, contrast, support, _), kept in zip(drawn, keep):
+            view = (proposal.sample, 0, *proposal.box.slices())
+            tumor = self.section.targets[proposal.target].tumor_label
+            parts = (contrast, proposal.lesion, support, kept, tumor, self.intensity)
+            changes.append(compose(image[view], label[view], *parts))
+        return _Composed(image, label, changes)
 
 
-def _fat_beyond(
-    target: Target,
-    diameter_mm: float,
-    hu: Float[Tensor, "1 1 x y z"],
-    label: Int[Tensor, "1 1 x y z"],
-    host: Bool[Tensor, "x y z"],
-    spacing_mm: Spacing,
-) -> Bool[Tensor, "x y z"]:
-    """Mark the fat beside the host that a lesion of this size may grow into."""
-    limit = min(target.prior.exophytic_mm, target.prior.exophytic_per_diameter * diameter_mm)
-    if limit <= 0:
-        return torch.zeros_like(host)
-    return fat_mask(hu, label)[0, 0] & (distance_within(host, limit, spacing_mm) <= limit)
+def _finding(proposal: Proposal) -> Finding:
+    _, target, center, diameter_mm, box, _, _, lesion, _ = proposal
+    return Finding(proposal.sample, target, center, diameter_mm, box, lesion)
 
 
-def _outline(region: Region, target: Target) -> tuple[Bool[Tensor, "x y z"], Bool[Tensor, ""]]:
-    """Give the lesion's voxels, and whether the host cuts off no more of it than allowed."""
-    whole = pool(region.distance_mm, region.fold) < 0
-    lesion = whole & region.allowed
-    share = lesion.sum() / whole.sum().clamp_min(1)
-    return lesion, (share >= 1 - MAX_CUT) | (target.prior.shape.kind == "patchy")
+def _lesion(drawn: Drawn, change: Change, verdict: Verdict) -> Lesion:
+    sample, target, center, diameter_mm, box, *_ = drawn.proposal
+    return Lesion(sample, target, center, diameter_mm, box, change, drawn.visible, verdict.recognized, verdict.accepted)
 
 
-def _spots(placement: Placement, blueprints: list[list[list[Blueprint]]]) -> list[_Spot]:
-    """Read where the lesions go: the step's one synchronization with the device."""
-    fields = [placement.target[:, None, None].expand(*placement.placed.shape, 1), placement.placed[..., None]]
-    rows = torch.cat([*(field.float() for field in fields), placement.center], dim=-1).tolist()
-    spots = []
-    for sample, lesions in enumerate(rows):
-        for index, (target, placed, *center) in enumerate(lesions):
-            if placed:
-                plan = blueprints[sample][int(target)][index]
-                spots.append(_Spot(sample, int(target), index, center, plan))
-    return spots
+def _rejected(lesions: list[Lesion]) -> list[int]:
+    """Read which samples the judge sends back without any lesion."""
+    if not lesions:
+        return []
+    states = torch.stack([torch.stack([lesion.change.kept, ~lesion.recognized.isnan()]) for lesion in lesions]).tolist()
+    kept = {lesion.sample for lesion, (stayed, _) in zip(lesions, states) if stayed}
+    return sorted({lesion.sample for lesion, (_, judged) in zip(lesions, states) if judged} - kept)
 
 
-def count_lesions(placement: Placement, lesions: list[Lesion]) -> Float[Tensor, "counts"]:
+def count_lesions(placement: Placement, lesions: list[Lesion], drawn_again: int = 0) -> Float[Tensor, "counts"]:
     """Sum up a batch, in the order of COUNTS."""
     device = placement.host.device
-    kept, faint = torch.zeros(2, len(placement.host), dtype=torch.bool, device=device)
-    tail = torch.zeros(len(SIZE_NAMES) + 2, dtype=torch.float64, device=device)
+    kept, faint, rejected = torch.zeros(3, len(placement.host), dtype=torch.bool, device=device)
+    planted, judged, accepted = sizes = torch.zeros(3, len(SIZE_NAMES), dtype=torch.float64, device=device)
+    voxels, saturated = tail = torch.zeros(2, dtype=torch.float64, device=device)
     for lesion in lesions:
+        size, seen = size_index(lesion.diameter_mm), ~lesion.recognized.isnan()
         kept[lesion.sample] |= lesion.change.kept
         faint[lesion.sample] |= ~lesion.visible
-        tail[size_index(lesion.diameter_mm)] += lesion.change.kept
-        tail[-2] += lesion.change.voxels
-        tail[-1] += lesion.change.saturated
+        rejected[lesion.sample] |= seen & ~lesion.change.kept
+        planted[size] += lesion.change.kept
+        judged[size] += seen
+        accepted[size] += seen & lesion.accepted
+        voxels += lesion.change.voxels
+        saturated += lesion.change.saturated
     free = placement.tumor_free & placement.host
+    rejected &= ~kept
     head = [
         torch.ones_like(kept),
         placement.host,
@@ -185,7 +215,9 @@ def count_lesions(placement: Placement, lesions: list[Lesion]) -> Float[Tensor, 
         placement.eligible,
         kept,
         free & ~kept,
-        placement.chosen & ~kept & ~faint,
-        faint & ~kept,
+        placement.chosen & ~kept & ~faint & ~rejected,
+        faint & ~kept & ~rejected,
+        rejected,
     ]
-    return torch.cat([torch.stack(head).sum(1).double(), tail])
+    again = torch.full((1,), drawn_again, dtype=torch.float64, device=device)
+    return torch.cat([torch.stack(head).sum(1).double(), again, sizes.flatten(), tail])

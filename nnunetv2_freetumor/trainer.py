@@ -4,7 +4,6 @@
 It overrides hooks and leaves the network, the loss, validation and prediction to nnU-Net.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,21 +21,23 @@ from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepo
     nnUNetTrainer_500epochs,
 )
 from torch import Tensor
-from torch import distributed as dist
 
 from nnunetv2_freetumor import (
     augmentation,
+    chosen,
     clip_window,
     epoch_log,
     figures,
     intensity,
+    judge_choice,
     label_free,
     plan,
     plan_report,
-    planning,
 )
 from nnunetv2_freetumor.evaluation_after_training import LesionEvaluationMixin
-from nnunetv2_freetumor.synthesis import Synthesis, Synthesizer
+from nnunetv2_freetumor.generator_choice import build_generators
+from nnunetv2_freetumor.synthesis import Synthesizer
+from nnunetv2_freetumor.training_section import resolve_section
 
 __all__ = [
     "FreeTumorMixin",
@@ -77,8 +78,12 @@ class FreeTumorMixin(LesionEvaluationMixin):
 
     def make_synthesizer(self, section: plan.Section) -> Synthesizer:
         """Build what plants tumors; to plant otherwise, override this."""
+        plans, device = self.plans_manager.plans, augmentation.device_for(self.device)
+        section, choices = chosen.settle(section, self)
+        generators = build_generators(choices, section, plans["transpose_forward"].index(0), device)
         x_mm, y_mm, z_mm = map(float, self.configuration_manager.spacing)
-        return Synthesizer(section, (x_mm, y_mm, z_mm), intensity.from_plans(self.plans_manager.plans))
+        gate = judge_choice.resolve_judge(section, self)
+        return Synthesizer(section, (x_mm, y_mm, z_mm), intensity.from_plans(plans), generators, gate)
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
         """Give the loaders the transforms before the split and keep those behind it."""
@@ -125,7 +130,7 @@ class FreeTumorMixin(LesionEvaluationMixin):
         for name, value in counts.items():
             self.logger.log(epoch_log.KEY + name, value, self.current_epoch)
         repair = clip_window.repair_commands(self.plans_manager.plans, [self.configuration_name])
-        for line in epoch_log.epoch_lines(counts) + epoch_log.warnings(counts, repair):
+        for line in epoch_log.report(counts, self._synthesizer, self.logger, repair):
             self.print_to_log_file(line)
         if self.local_rank == 0:
             figures.counts_curve(epoch_log.history(self.logger), join(self.output_folder, CURVE))
@@ -139,21 +144,20 @@ class FreeTumorMixin(LesionEvaluationMixin):
     def _resolve_section(self) -> plan.Section:
         """Refuse what cannot work, read or derive the section, and store it with the model."""
         plans = self.plans_manager.plans
-        planning.check_configuration(plans, self.configuration_name, self.dataset_json)
-        _check_preprocessed(plans, self.configuration_name, self.preprocessed_dataset_folder_base)
         if plan.SECTION not in plans:
             self._section_source = "the dataset, derived now"
-        data = _read_or_derive(plans, self.dataset_json, self.local_rank, self.is_ddp)
-        section = plan.read_section(data)
-        plans[plan.SECTION] = self.my_init_kwargs["plans"][plan.SECTION] = data
+        folder, rank = self.preprocessed_dataset_folder_base, self.local_rank
+        section = resolve_section(plans, self.configuration_name, self.dataset_json, folder, rank, self.is_ddp)
+        self.my_init_kwargs["plans"][plan.SECTION] = plans[plan.SECTION]
         return section
 
     def _prepare_log(self, section: plan.Section) -> None:
         epoch_log.register(self.logger, self.current_epoch)
         first_time = self.current_epoch == 0 or not isfile(join(self.output_folder, PREVIEW))
         self._preview_due = self.local_rank == 0 and first_time
-        chosen = f"FreeTumor: generator {section.generator}, seed {section.seed}, section from {self._section_source}"
-        self.print_to_log_file(f"{chosen}\n{plan_report.describe(section, self.plans_manager.plans)}")
+        setting = f"FreeTumor: generator {section.generator}, seed {section.seed}, section from {self._section_source}"
+        lines = [setting, plan_report.describe(section, self.plans_manager.plans)]
+        self.print_to_log_file("\n".join(lines + epoch_log.ungate(self._synthesizer, self.logger)))
         self._absent_columns = label_free.absent_columns(self.preprocessed_dataset_folder, self.label_manager)
         if self._absent_columns:
             self.print_to_log_file(label_free.notice(self.label_manager, self._absent_columns))
@@ -161,42 +165,17 @@ class FreeTumorMixin(LesionEvaluationMixin):
     def _plant_and_augment(
         self, image: Float[Tensor, "b 1 x y z"], label: Int[Tensor, "b 1 x y z"]
     ) -> augmentation.Augmented:
-        synthesis = self._synthesizer(image, label, self._synthesizer.draw(len(image), self._rng))
+        twice = self._synthesizer.section.second_draw and self._synthesizer.gate is not None
+        draws = [self._synthesizer.draw(len(image), self._rng) for _ in range(1 + twice)]
+        synthesis = self._synthesizer(image, label, *draws)
         self._counts.add(synthesis.counts)
         if self._preview_due:
-            self._preview(image, label, synthesis)
+            self._preview_due = not figures.batch_preview(
+                image, synthesis.image, label, synthesis.label, synthesis.lesions, self._synthesizer.intensity,
+                self._synthesizer.spacing_mm, join(self.output_folder, PREVIEW),
+            )  # fmt: skip
         assert self._second_half is not None, "get_dataloaders has checked it"
         return augmentation.augment(self._second_half, synthesis.image, synthesis.label)
-
-    def _preview(
-        self, image: Float[Tensor, "b 1 x y z"], label: Int[Tensor, "b 1 x y z"], synthesis: Synthesis
-    ) -> None:
-        """Draw the batch when something was planted; until then every step waits for the device once more."""
-        if not any(bool(lesion.change.kept) for lesion in synthesis.lesions):
-            return
-        figures.batch_preview(
-            image, synthesis.image, label, synthesis.label, synthesis.lesions, self._synthesizer.intensity,
-            self._synthesizer.spacing_mm, join(self.output_folder, PREVIEW),
-        )  # fmt: skip
-        self._preview_due = False
-
-
-def _check_preprocessed(plans: dict[str, Any], configuration: str, folder: str) -> None:
-    if configuration not in clip_window.preprocessed_configurations(plans, Path(folder)):
-        raise ValueError(
-            f"{folder} holds no preprocessed cases of configuration '{configuration}'. Preprocess them first:\n"
-            f"{clip_window.preprocess_command(plans, [configuration])}"
-        )
-
-
-def _read_or_derive(
-    plans: dict[str, Any], dataset_json: dict[str, Any], rank: int, several_processes: bool
-) -> dict[str, Any]:
-    """Read or derive the section on rank 0, where measuring may take a while, and give it to all processes."""
-    shared: list[Any] = [plan.to_json(planning.section_for_training(plans, dataset_json)) if rank == 0 else None]
-    if several_processes:
-        dist.broadcast_object_list(shared)
-    return shared[0]
 
 
 class nnUNetTrainerFreeTumor(FreeTumorMixin):

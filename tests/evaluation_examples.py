@@ -89,7 +89,8 @@ def summary(shift: float = 0.0, froc: bool = True) -> Summary:
         for t in THRESHOLDS
     )
     return Summary(
-        "tumor", 9, 3, 20, sensitivity, Estimate(0.8, 0.3, 1.4, 9), Estimate(0.3, 0.1, 0.6, 9), Estimate(1.1, 0.2, 2.0, 9),
+        "tumor", 9, 3, 20, sensitivity,
+        Estimate(0.8, 0.3, 1.4, 9), Estimate(0.3, 0.1, 0.6, 9), Estimate(1.1, 0.2, 2.0, 9),
         estimate(0.9, 6),
         estimate(0.5, 3), estimate(0.8, 9) if froc else nothing, estimate(0.6, 8), estimate(0.7, 8), estimate(0.9, 9),
         points if froc else (),

@@ -63,14 +63,14 @@ def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--help"])
     out = capsys.readouterr().out
-    assert all(re.search(rf"^ +{name}\b", out, re.MULTILINE) for name in cli.COMMANDS)
+    assert all(re.search(rf"^ +{name.split()[0]}\b", out, re.MULTILINE) for name in cli.COMMANDS)
     assert "-tr nnUNetTrainerFreeTumor" in " ".join(out.split())
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_documents_every_option(name, capsys):
     with pytest.raises(SystemExit, match="0"):
-        cli.main([name, "--help"])
+        cli.main([*name.split(), "--help"])
     out = " ".join(capsys.readouterr().out.split())
     assert all(f"{option.flag} " in out and option.help in out for option in cli.COMMANDS[name].options)
 
@@ -108,6 +108,24 @@ def test_only_what_the_user_gave_is_passed_on(fake_command):
         "tumor": 2,
     }
     assert calls == [expected, {**expected, "lesions": 3, "diameter_mm": 12.5, "device": "cuda"}]
+
+
+def test_a_command_of_two_words_has_a_group_with_its_own_help(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["generator", "--help"])
+    out = capsys.readouterr().out
+    words = [name.split()[1] for name in cli.COMMANDS if name.startswith("generator ")]
+    assert words == ["convert", "list", "inspect", "install", "make-bundled"]
+    assert all(re.search(rf"^ +{word}\b", out, re.MULTILINE) for word in words)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["generator"])
+    assert "the following arguments are required: COMMAND" in capsys.readouterr().err
+
+
+def test_arguments_may_be_given_by_position(fake_command):
+    calls = fake_command("generator convert")
+    cli.main("generator convert official.pt -o out.safetensors --host covid19".split())
+    assert calls == [{"checkpoint": "official.pt", "output": "out.safetensors", "host": "covid19"}]
 
 
 def test_widen_window_is_a_switch(fake_command):

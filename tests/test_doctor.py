@@ -7,7 +7,8 @@ import types
 
 import pytest
 
-from nnunetv2_freetumor import doctor
+from nnunetv2_freetumor import doctor, weights
+from nnunetv2_freetumor.cards import Card
 from nnunetv2_freetumor.startup import EXT_TRAINER, VARIABLE
 
 
@@ -127,9 +128,23 @@ def test_trainers_that_nnunet_cannot_find_are_problems(monkeypatch):
     assert {mend for _, mend in found} == {"export nnUNet_extTrainer=$(nnUNetv2_freetumor trainer-path)"}
 
 
-def test_the_bundled_generator_and_priors_are_listed():
+def test_a_generator_file_that_cannot_be_read_is_a_problem(monkeypatch, tmp_path):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    (tmp_path / "freetumor_generators").mkdir()
+    broken = tmp_path / "freetumor_generators" / "broken.safetensors"
+    broken.write_bytes(b"nothing")
+    ((text, mend),) = problems(doctor.check_bundled())
+    assert str(broken) in text and mend == f"rm '{broken}'"
+
+
+def test_the_generators_and_priors_are_listed(monkeypatch, tmp_path):
+    card = Card(
+        name="ours", kind="lite", hosts=("liver", "kidney"), window_hu=(-175.0, 250.0), spacing_mm=(1.5, 1.5, 1.5),
+        side_voxels=(48, 48, 48), sign=-1, activation="tanh", recipe="none", training_data="none",
+    )  # fmt: skip
+    monkeypatch.setattr(weights, "available", lambda: [(tmp_path, card)])
     generators, priors = (finding.text for finding in doctor.check_bundled())
-    assert generators == "generators: texture"
+    assert generators == "generators: texture, ours (liver, kidney)"
     assert priors == "priors: covid19, kidney, liver, lung, pancreas"
 
 

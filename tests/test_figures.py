@@ -8,9 +8,8 @@ import torch
 from nnunetv2_freetumor import compose, figures
 from nnunetv2_freetumor.figures import Picture, batch_preview, counts_curve, lesion_sheet, pictures_of, window_hu
 from nnunetv2_freetumor.intensity import Intensity
-from nnunetv2_freetumor.plan import SIZE_NAMES
 from nnunetv2_freetumor.planted import BeforeAfter, Place, measure_planted
-from nnunetv2_freetumor.synthesis import Lesion
+from nnunetv2_freetumor.synthesis import COUNTS, JUDGED, Lesion
 from nnunetv2_freetumor.volume import Box
 
 SPACING_MM = (3.0, 1.0, 1.0)
@@ -155,7 +154,16 @@ def test_a_batch_is_drawn_from_z_scores(monkeypatch):
 
 
 def test_the_curve_takes_epochs_without_counts(tmp_path):
-    history = {name: [float("nan"), 3.0, 4.0] for name in ("eligible", "planted", "samples", *SIZE_NAMES)}
+    history = {name: [float("nan"), 3.0, 4.0] for name in COUNTS}
     counts_curve(history, tmp_path / "curve.png")
     assert matplotlib.image.imread(tmp_path / "curve.png").size
     assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
+
+
+def test_the_curve_gets_a_panel_with_what_a_judge_accepted(tmp_path):
+    history = {name: [3.0, 3.0, 4.0] for name in COUNTS}
+    shown = []
+    for judged in ([float("nan"), 0.0, 0.0], [float("nan"), 0.0, 8.0]):
+        counts_curve(history | dict.fromkeys(JUDGED, judged), tmp_path / "curve.png")
+        shown.append(matplotlib.image.imread(tmp_path / "curve.png").shape[0])
+    assert shown[1] > shown[0]

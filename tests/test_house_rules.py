@@ -15,16 +15,28 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "nnunetv2_freetumor"
 LAYERS = (
     # foundations: volumes, intensities, files, one class each from nnU-Net
-    "__init__ _build startup strict_json volume intensity cases augmentation label_free planted phantom_scene "
-    "cpu_pairs",
-    "bench_startup plan compose patchy grown_tumors phantom_anatomy phantom_vessels page matching surfaces",
-    "hosts shapes generators priors phantom_organs scores",
-    "draws measurement roles phantom case_scores resampling thresholding",
-    "placement fingerprint measured_prior clip_window phantom_cohort bench_data patients",
+    "__init__ _build startup commands strict_json volume intensity cases augmentation label_free planted phantom_scene "
+    "pairs networks lite_network checkpoints",
+    "bench_startup cpu_pairs critics cards segmenter plan compose patchy grown_tumors phantom_anatomy phantom_vessels "
+    "page matching surfaces",
+    "hosts shapes generators weights judge frozen_segmenter priors phantom_organs scores grown_placing",
+    "draws region_grid measurement roles phantom grown_cases case_scores resampling thresholding",
+    "placement learned fingerprint measured_prior clip_window phantom_cohort bench_data patients",
+    "proposals generator_choice judge_choice",
     # the story
-    "synthesis plan_report",
+    "synthesis plan_report chosen",
     # what is planned, shown, logged and summed up
-    "planning figures raw_case epoch_log demo_steps report_figures summary comparison copy_paste",
+    "planning figures raw_case epoch_log demo_steps report_figures summary comparison copy_paste "
+    "conversion generator_files",
+    # the adversarial stage, and the section of every training
+    "recipes losses training_section",
+    "divergence training_windows generator_card",
+    "adversaries judge_term",
+    "adversarial",
+    "generator_log",
+    "generator_figures",
+    "generator_stage generator_setup",
+    "generator_trainer",
     # evaluation, from its files to its page
     "evaluation_results evaluation_labels",
     "evaluation_cases evaluation_figures evaluation_files evaluation_table",
@@ -37,10 +49,19 @@ LAYERS = (
     "trainer offline preview report",
     "demo_trainer bench doctor",
     "demo",
+    "bundled_training",
+    # how real planted lesions look
+    "realism_features",
+    "realism_lesions realism_classifier realism_contestants",
+    "realism_pairs",
+    "realism_data realism_pictures realism_results",
+    "realism_page",
+    "realism",
     # the study
     "study_design study_scores",
-    "study_trainers study_data study_runs study_results",
+    "study_results study_trainers study_data study_runs",
     "study_place study_threshold study_figure",
+    "study_protocol",
     "study",
     "cli",
 )

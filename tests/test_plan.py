@@ -38,7 +38,7 @@ def test_a_section_survives_writing_and_reading():
         (("probability_tumor_free",), 1.5, "'probability_tumor_free' must lie between 0 and 1, but it is 1.5"),
         (("probability_tumor_free",), "0.5", "'freetumor.probability_tumor_free' must be of type float, .* is '0.5'"),
         (("tumor_free_patches_only",), 1, "'freetumor.tumor_free_patches_only' must be of type bool, but it is 1"),
-        (("generator",), "gan", "'freetumor.generator' must be one of 'texture', but it is 'gan'"),
+        (("quality",), "strict", "'freetumor.quality' must be one of 'by_size', 'published', but it is 'strict'"),
         (("clearance_mm",), -1.0, "'clearance_mm' must not be negative"),
         (("seed",), -3, "'seed' must lie between 0 and 2\\^31 - 1"),
         (("targets",), [], "'targets' must hold at least one host/tumor pair"),

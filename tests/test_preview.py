@@ -35,7 +35,9 @@ def sheet(monkeypatch):
 def test_a_sheet_is_written_and_its_path_printed(preprocessed, tmp_path, capsys):
     assert cli.main(["preview", "-d", DATASET, "-o", str(tmp_path / "out"), "-n", "2"]) == 0
     path = tmp_path / "out" / f"preview_{DATASET}_{CONFIGURATION}.png"
-    assert capsys.readouterr().out.splitlines() == ["Drew 2 of 2 lesion(s).", str(path)]
+    chosen, *rest = capsys.readouterr().out.splitlines()
+    assert chosen.startswith("FreeTumor: ") and ": generator texture, " in chosen
+    assert rest == ["Drew 2 of 2 lesion(s).", str(path)]
     assert matplotlib.image.imread(path).size
 
 

@@ -45,7 +45,8 @@ def test_every_module_is_in_the_architecture_table():
 
 def test_every_command_and_option_of_the_examples_exists():
     for line in re.findall(r"^nnUNetv2_freetumor (.*?)(?: +#.*)?$", README, flags=re.MULTILINE):
-        name, *words = line.split()
+        name = max((name for name in COMMANDS if f"{line} ".startswith(f"{name} ")), key=len)
+        words = line.removeprefix(name).split()
         flags = {option.flag for option in COMMANDS[name].options}
         assert {word for word in words if word.startswith("-") and not word[1:].isdigit()} <= flags
 

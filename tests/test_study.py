@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_freetumor import study, study_data
+from nnunetv2_freetumor import study, study_data, study_protocol
 
 pytestmark = pytest.mark.slow
 
@@ -69,12 +69,12 @@ def test_a_study_runs_from_phantoms_to_its_table_and_goes_on_where_it_was(small,
 
 def test_arms_and_settings_that_join_later_leave_a_protocol_valid_and_nothing_else_does(tmp_path):
     path, frozen = tmp_path / "protocol.json", {"seeds": 3, "sections": {"texture": {"seed": 0, "targets": [{"a": 1}]}}}
-    study._keep_protocol(path, frozen)
+    study_protocol.keep(path, frozen)
     more = {"seeds": 3, "sections": {"texture": {"seed": 0, "targets": [{"a": 1}], "new": 1}, "lite": {"seed": 0}}}
-    study._keep_protocol(path, more)
+    study_protocol.keep(path, more)
     for changed in ({"seeds": 4}, {"sections": {"texture": {"seed": 1, "targets": [{"a": 1}]}}}, {"sections": {}}):
         with pytest.raises(ValueError, match=f"frozen with another {next(iter(changed))}, and a study whose"):
-            study._keep_protocol(path, frozen | changed)
+            study_protocol.keep(path, frozen | changed)
     assert json.loads(path.read_text()) == frozen
 
 

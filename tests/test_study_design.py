@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from nnunetv2_freetumor import plan, priors, study, study_data
+from nnunetv2_freetumor import plan, priors, study, study_data, study_protocol
+from nnunetv2_freetumor.evaluation_labels import Labels
 from nnunetv2_freetumor.plan import Section, Target
 from nnunetv2_freetumor.study_data import Pool
 from nnunetv2_freetumor.study_design import (
@@ -21,6 +22,7 @@ from nnunetv2_freetumor.study_design import (
     order_of,
     read_order,
 )
+from nnunetv2_freetumor.study_runs import Place
 
 BUDGET = Budget(epochs=2, iterations=3, recipe="short")
 POOL = Pool(tuple(f"sick_{i}" for i in range(9)), tuple(f"healthy_{i}" for i in range(5)))
@@ -121,6 +123,26 @@ def test_plans_without_an_order_are_refused():
         read_order({"plans_name": "nnUNetPlans"})
 
 
+def test_a_judged_arm_is_judged_by_the_real_arm_of_the_same_setting_and_seed(tmp_path):
+    runs = study_data.plan_runs(POOL, SETTINGS, 2)
+    trials = study.list_trials(["real", "texture_judged", "lite"], SETTINGS, runs, 2)
+    after = {trial.name: trial.after for trial in trials}
+    assert after["4_labeled/texture_judged/seed_1"] == "4_labeled/real/seed_1"
+    assert {after[name] for name in after if "judged" not in name} == {""}
+    assert order_of(ALL_ARMS["lite_judged"], BUDGET, runs).judged and arm_sections()["lite_judged"].generator == "lite"
+    assert {section.judge for section in arm_sections().values()} == {"off"}
+
+
+def test_a_judged_arm_without_its_judge_is_refused(tmp_path):
+    runs = study_data.plan_runs(POOL, SETTINGS, 1)
+    place = Place(
+        tmp_path, "D", "3d", "cpu", False, tmp_path, tmp_path, Labels((), frozenset({0}), None, ".nii.gz", ()), {}
+    )
+    with pytest.raises(ValueError, match="texture_judged is judged by the network of the arm real.*Add real to --arms"):
+        study._check_judges(place, study.list_trials(["texture_judged"], SETTINGS, runs, 1))
+    study._check_judges(place, study.list_trials(["texture_judged", "real"], SETTINGS, runs, 1))
+
+
 def test_all_seeds_of_the_smallest_and_the_label_free_setting_come_before_the_others():
     runs = study_data.plan_runs(POOL, SETTINGS, 2)
     trials = study.list_trials([*ARMS, THRESHOLD], SETTINGS, runs, 2)
@@ -131,14 +153,19 @@ def test_all_seeds_of_the_smallest_and_the_label_free_setting_come_before_the_ot
 def test_arms_that_need_real_tumors_stay_out_of_the_label_free_setting():
     runs = study_data.plan_runs(POOL, SETTINGS, 1)
     trials = study.list_trials([*ARMS, THRESHOLD], SETTINGS, runs, 1)
-    assert [t.arm for t in trials if t.setting == "label-free"] == ["ellipsoids", "texture", "threshold"]
+    assert [t.arm for t in trials if t.setting == "label-free"] == [
+        "ellipsoids",
+        "texture",
+        "lite",
+        "threshold",
+    ]
 
 
 def test_a_frozen_protocol_cannot_be_changed(tmp_path):
-    study._keep_protocol(tmp_path / "protocol.json", {"seeds": 3, "budget": 1})
-    study._keep_protocol(tmp_path / "protocol.json", {"seeds": 3, "budget": 1})
+    study_protocol.keep(tmp_path / "protocol.json", {"seeds": 3, "budget": 1})
+    study_protocol.keep(tmp_path / "protocol.json", {"seeds": 3, "budget": 1})
     with pytest.raises(ValueError, match="protocol.json was frozen with another seeds.*another -o folder"):
-        study._keep_protocol(tmp_path / "protocol.json", {"seeds": 4, "budget": 1})
+        study_protocol.keep(tmp_path / "protocol.json", {"seeds": 4, "budget": 1})
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The study's runner: what is done is not done again, the budget holds, the commands are nnU-Net's own."""
 
 import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -73,6 +74,21 @@ def test_no_trial_starts_that_would_end_after_the_budget(place):
 def test_the_first_trial_runs_whatever_it_takes(place):
     left, _ = run(place, trials(3), hours=0.001)
     assert len(left) == 2
+
+
+def test_a_judged_trial_waits_until_its_judge_has_been_trained(place):
+    started = []
+
+    def slow(place, trial):
+        started.append((trial.arm, study_runs.is_finished(place, "4_labeled/real/seed_0")))
+        time.sleep(0.2 if trial.arm == "real" else 0)
+        return pretend(place, trial)
+
+    real = trials(1)[0]._replace(arm="real")
+    judged = trials(1)[0]._replace(arm="texture_judged", after=real.name)
+    other = trials(1)[0]
+    assert run(place, [judged, real, other], function=slow, jobs=2) == ([], 3)
+    assert sorted(started) == [("real", False), ("texture", False), ("texture_judged", True)]
 
 
 def test_a_failed_command_ends_the_study_with_its_text(place):

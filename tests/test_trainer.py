@@ -16,7 +16,7 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoM
     nnUNetTrainerNoMirroring,
 )
 
-from nnunetv2_freetumor import augmentation, evaluation_after_training, trainer
+from nnunetv2_freetumor import augmentation, evaluation_after_training, trainer, training_section
 from nnunetv2_freetumor.bench_data import CONFIGURATION, DATASET, PLANS
 
 pytest_plugins = ["tiny_trainings"]
@@ -152,7 +152,7 @@ def test_validation_alone_resolves_no_section_and_loads_no_synthesizer(make_trai
     trained.initialize()
     trained.save_checkpoint(f"{trained.output_folder}/checkpoint_final.pth")
     monkeypatch.setattr(trainer, "Synthesizer", None)
-    monkeypatch.setattr(trainer.planning, "section_for_training", None)
+    monkeypatch.setattr(training_section.planning, "section_for_training", None)
     made = make_trainer(trainer.nnUNetTrainerFreeTumor)
     made.load_checkpoint(f"{made.output_folder}/checkpoint_final.pth")
     assert not hasattr(made, "_synthesizer")
@@ -162,7 +162,7 @@ def test_a_refused_configuration_ends_before_the_network_and_the_loaders_start(m
     def refuse(*_args, **_kwargs):
         raise ValueError("no")
 
-    monkeypatch.setattr(trainer.planning, "check_configuration", refuse)
+    monkeypatch.setattr(training_section.planning, "check_configuration", refuse)
     made = make_trainer(trainer.nnUNetTrainerFreeTumor)
     with pytest.raises(ValueError, match="no"):
         made.run_training()
@@ -239,7 +239,8 @@ def test_the_log_says_what_was_chosen(make_trainer):
     made = make_trainer(trainer.nnUNetTrainerFreeTumor, seed=7)
     made.on_train_start()
     text = Path(made.log_file).read_text()
-    assert "FreeTumor: generator texture, seed 7, section from the plans file" in text
+    assert "generator texture, none was trained for this dataset and fold, and no installed one has seen" in text
+    assert "FreeTumor: generator auto, seed 7, section from the plans file" in text
     assert f"FreeTumor section for {DATASET}, {PLANS}:" in text and "liver tumor" in text
 
 

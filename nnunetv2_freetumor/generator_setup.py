@@ -1,0 +1,116 @@
+"""What stands before nnU-Net builds a generator's training: section, recipe, card, networks, optimizer."""
+
+from typing import Any
+
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+
+from nnunetv2_freetumor import augmentation, generator_card, generator_log, plan
+from nnunetv2_freetumor.adversarial import Networks, Schedule, make_optimizer
+from nnunetv2_freetumor.adversaries import ADVERSARIES, Adversary
+from nnunetv2_freetumor.recipes import frame_for, recipe_for
+from nnunetv2_freetumor.training_section import resolve_section
+from nnunetv2_freetumor.weights import build_network
+
+STOCK_EPOCHS, STOCK_ITERATIONS = 1000, 250  # nnU-Net's own: the recipe's take their place
+ONE_GPU = (
+    "nnUNetTrainerFreeTumorGenerator trains on one GPU: generator and critic take turns, which nnU-Net's distributed "
+    "training cannot follow. Leave -num_gpus out, or set it to 1."
+)
+
+
+class GeneratorSetup(nnUNetTrainer):
+    """Settle what is trained and how; the stage itself is in `generator_trainer`."""
+
+    num_epochs: int
+    num_iterations_per_epoch: int
+    network: Any
+
+    # No __init__: nnU-Net records the arguments of the outermost one by reading that method's local variables.
+
+    def initialize(self) -> None:
+        """Settle section, recipe and card before nnU-Net asks for networks and optimizer."""
+        if self.is_ddp:
+            raise ValueError(ONE_GPU)
+        self.enable_deep_supervision = False
+        plans, folder = self.plans_manager.plans, self.preprocessed_dataset_folder_base
+        section = resolve_section(plans, self.configuration_name, self.dataset_json, folder)
+        self.my_init_kwargs["plans"][plan.SECTION] = plans[plan.SECTION]
+        self._settle(section)
+        self.num_val_iterations_per_epoch = self.recipe.validation_iterations
+        self.num_epochs = _unless_set(self.num_epochs, STOCK_EPOCHS, self.recipe.epochs)
+        self.num_iterations_per_epoch = _unless_set(
+            self.num_iterations_per_epoch, STOCK_ITERATIONS, self.recipe.iterations_per_epoch
+        )
+        super().initialize()
+
+    def _settle(self, section: plan.Section) -> None:
+        """Take everything that follows from the section."""
+        cases, _ = self.do_split()
+        self.section = generator_card.learnable_targets(section, self.preprocessed_dataset_folder, cases, self.fold)
+        self.recipe = recipe_for(self.section)
+        self.frame = frame_for(self.recipe, self.section)
+        training = generator_card.Training(
+            dataset=self.plans_manager.dataset_name,
+            plans=self.plans_manager.plans_name,
+            configuration=self.configuration_name,
+            fold=str(self.fold),
+            cases=tuple(cases),
+            phantoms=generator_card.is_phantom_data(self.plans_manager.plans, self.dataset_json),
+            judge="none",
+        )
+        self.card = generator_card.make_card(self.section, self.recipe, self.frame, training)
+
+    def build_network_architecture(  # type: ignore[override]
+        self,
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """Build generator, critic and moving average."""
+        self._adversary: Adversary = ADVERSARIES[self.recipe.adversarial](self.frame.window_hu)
+        return Networks(build_network(self.card), self._adversary.network(), self.recipe)
+
+    def configure_optimizers(self) -> Any:
+        """Give nnU-Net one optimizer for both networks, and a schedule."""
+        optimizer = make_optimizer(self.network, self.recipe)
+        return optimizer, Schedule(optimizer, self.recipe.decay_power, self.num_epochs)
+
+    def _build_loss(self) -> None:
+        """Leave nnU-Net's segmentation loss out."""
+
+    def _do_i_compile(self) -> bool:
+        return False
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Leave the network alone: there is no deep supervision."""
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Load nnU-Net's checkpoint and take the section from it."""
+        try:
+            super().load_checkpoint(filename_or_checkpoint)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{filename_or_checkpoint} does not fit the recipe '{self.section.recipe}' that the plans' freetumor "
+                "section names now. Set 'recipe' and 'recipe_changes' back, or train anew without --c."
+            ) from error
+        saved = self.my_init_kwargs["plans"][plan.SECTION]
+        self.plans_manager.plans[plan.SECTION] = saved
+        self._settle(plan.read_section(saved))
+        generator_log.register(self.logger, self.current_epoch)
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
+        """Give the loaders nnU-Net's spatial transforms only: a generator learns from clean CT."""
+        return augmentation.split(super().get_training_transforms(*args, **kwargs)).loader
+
+    def get_validation_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
+        """Leave validation patches as they are, padding and labels included."""
+        return ComposeTransforms([])
+
+
+def _unless_set(present: int, stock: int, wanted: int) -> int:
+    """Let a recipe's length take the place of nnU-Net's own, but not of one that a variant has set."""
+    return wanted if present == stock else present

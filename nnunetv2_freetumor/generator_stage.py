@@ -1,0 +1,143 @@
+"""The adversarial stage on nnU-Net's batches: plant wherever there is room, meet real lesions, learn, look."""
+
+import dataclasses
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nnunetv2_freetumor.adversarial import AdversarialStep, Terms, draw
+from nnunetv2_freetumor.generator_figures import Row
+from nnunetv2_freetumor.generator_log import Seen, realism
+from nnunetv2_freetumor.generators import Generator, Look, Region, texture_contrast
+from nnunetv2_freetumor.intensity import Intensity
+from nnunetv2_freetumor.judge_term import TrainingJudge
+from nnunetv2_freetumor.plan import Section, Texture
+from nnunetv2_freetumor.proposals import Proposals
+from nnunetv2_freetumor.region_grid import to_grid
+from nnunetv2_freetumor.synthesis import Synthesizer
+from nnunetv2_freetumor.training_windows import Cutter, Replay, Synthetic
+
+MOST_PREVIEWS = 6
+MOST_PER_PATCH = 8
+
+Image = Float[Tensor, "b 1 x y z"]
+Label = Int[Tensor, "b 1 x y z"]
+
+
+class _Placeholder:
+    """Stands where a generator would: proposing asks only how much of the surroundings it needs."""
+
+    def __init__(self, window_mm: float) -> None:
+        self.window_mm = window_mm
+
+    def __call__(self, region: Region, texture: Texture, look: Look) -> Float[Tensor, "x y z"]:
+        """Draw nothing."""
+        return torch.zeros_like(region.hu)
+
+
+class GeneratorStage:
+    """Everything that happens to a batch while a generator is trained."""
+
+    def __init__(
+        self,
+        section: Section,
+        cutter: Cutter,
+        intensity: Intensity,
+        step: AdversarialStep,
+        judge: TrainingJudge | None,
+        batch_size: int,
+    ) -> None:
+        """Take the section, how windows are cut, how the batches encode HU, the step, and the judge if there is one."""
+        self.cutter, self.intensity, self.step, self.judge = cutter, intensity, step, judge
+        self.section = planting_section(section, math.ceil(step.recipe.lesions_per_step / batch_size))
+        placeholders: list[Generator] = [_Placeholder(cutter.window_mm)] * len(section.targets)
+        self._synthesizer = Synthesizer(self.section, cutter.data_mm, intensity, placeholders)
+        self._replay = Replay(step.recipe.replay_windows)
+        self._previewed: Synthetic | None = None
+
+    def train(self, image: Image, label: Label, rng: torch.Generator, judged: bool) -> Terms | None:
+        """Learn from a batch; None where it had no room for a lesion, or no real lesion has been seen yet."""
+        proposals = self._propose(image, label, rng)
+        hu, targets = self.intensity.to_hu(image), self.section.targets
+        self._replay.add(self.cutter.real(hu, label, proposals.placement.hosts, targets, rng))
+        synthetic = self._synthetic(proposals, rng)
+        if synthetic is None or not len(self._replay):
+            return None
+        self._previewed = self._previewed or synthetic
+        real = self._replay.draw(len(synthetic.lesions), rng)
+        judge = self.judge if judged else None
+        if judge is None:
+            return self.step(synthetic, real)
+        return self.step(synthetic, real, lambda contrast_hu: judge.loss(image, synthetic.lesions, contrast_hu))
+
+    @torch.no_grad()
+    def look(self, image: Image, label: Label, rng: torch.Generator) -> Seen | None:
+        """See what the critic and the judge make of the present generator's lesions; nothing is learned."""
+        synthetic = self._synthetic(self._propose(image, label, rng), rng)
+        if synthetic is None or not len(self._replay):
+            return None
+        networks, adversary = self.step.networks, self.step.adversary
+        contrast = draw(networks.final, synthetic, self.step.frame).contrast_hu
+        after = synthetic.windows.with_hu(synthetic.windows.hu + contrast)
+        real = self._replay.draw(len(synthetic.lesions), rng)
+        scores = (adversary.scores(networks.critic, windows) for windows in (after, real))
+        shares = self.judge.shares(image, synthetic.lesions, contrast) if self.judge else []
+        return Seen(
+            loss=float(adversary.generator_loss(networks.critic, after)),
+            realism=realism(*scores),
+            diameters_mm=[placed.proposal.diameter_mm for placed in synthetic.lesions],
+            recognized=shares or [math.nan] * len(synthetic.lesions),
+        )
+
+    @torch.no_grad()
+    def previews(self) -> list[Row]:
+        """Draw the first lesions that were met with the present generator, always the same ones."""
+        if self._previewed is None:
+            return []
+        contrast = draw(self.step.networks.final, self._previewed, self.step.frame).contrast_hu
+        return [self._row(index, contrast) for index in range(min(len(contrast), MOST_PREVIEWS))]
+
+    def _propose(self, image: Image, label: Label, rng: torch.Generator) -> Proposals:
+        return self._synthesizer.propose(image, label, self._synthesizer.draw(len(image), rng))
+
+    def _synthetic(self, proposals: Proposals, rng: torch.Generator) -> Synthetic | None:
+        """Take the lesions that fit, as many as a step trains on, from all samples alike."""
+        fits = torch.stack([one.fits for one in proposals.lesions]).tolist() if proposals.lesions else []
+        fitting = [one for one, fit in zip(proposals.lesions, fits) if fit]
+        order = torch.randperm(len(fitting), generator=rng).tolist()[: self.step.recipe.lesions_per_step]
+        return self.cutter.synthetic([fitting[index] for index in order], self.section.targets, rng)
+
+    def _row(self, index: int, contrast_hu: Float[Tensor, "n 1 u v w"]) -> Row:
+        assert self._previewed is not None, "previews has checked it"
+        proposal, region, grid = self._previewed.lesions[index]
+        windows, allowed = self._previewed.windows, self._previewed.support[index, 0]
+        texture = texture_contrast(region, self.section.targets[proposal.target].prior.texture, proposal.look)
+        before = windows.hu[index, 0]
+        images = (before, before + to_grid(texture, region, grid) * allowed, before + contrast_hu[index, 0])
+        axis = self.cutter.slice_axis
+        cut = [
+            volume.select(axis, volume.shape[axis] // 2).cpu().numpy() for volume in (*images, windows.mask[index, 0])
+        ]
+        height_mm, width_mm = (step for other, step in enumerate(self.cutter.spacing_mm) if other != axis)
+        host_hu = float(windows.host_hu[index])
+        return Row(cut[0], cut[1], cut[2], cut[3] > 0.5, host_hu, proposal.diameter_mm, height_mm / width_mm)
+
+
+def planting_section(section: Section, lesions: int) -> Section:
+    """Plant into every patch that has room, as many lesions as a step needs, beside real tumors too."""
+    count = min(max(lesions, 1), MOST_PER_PATCH)
+    weights = (0.0,) * (count - 1) + (1.0,)
+    targets = tuple(
+        dataclasses.replace(target, prior=dataclasses.replace(target.prior, lesions_per_patch=weights))
+        for target in section.targets
+    )
+    return dataclasses.replace(
+        section,
+        targets=targets,
+        probability_tumor_free=1.0,
+        probability_tumor_bearing=1.0,
+        untouched_share=0.0,
+        tumor_free_patches_only=False,
+    )
