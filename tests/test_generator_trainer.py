@@ -127,6 +127,17 @@ def test_a_judge_is_learned_from_and_its_shares_are_logged(make, make_trainer):
     assert card.judge == "nnUNetTrainer__nnUNetPlans__3d_fullres/fold_0"
 
 
+@pytest.mark.slow
+def test_the_published_recipe_trains_the_published_network(make_trainer):
+    made = make_trainer(TRAINER, recipe="published", recipe_changes=TINY | {"lesions_per_step": 1, "replay_windows": 2})
+    made.num_iterations_per_epoch = 1
+    made.run_training()
+    loaded = load_generator(Path(made.output_folder) / "generator.safetensors")
+    assert (loaded.card.kind, loaded.card.sign, loaded.card.activation) == ("freetumor", -1, "tanh")
+    assert made.network.ema is None and loaded.card.recipe.startswith("published, changed")
+    assert 0 < made.logger.local_logger.my_fantastic_logging[generator_log.KEY + "adversarial"][0] < 1
+
+
 def test_only_targets_with_real_tumors_are_learned(make):
     made = make()
     made.initialize()
