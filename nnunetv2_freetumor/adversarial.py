@@ -16,7 +16,8 @@ from nnunetv2_freetumor.recipes import Frame, Recipe
 from nnunetv2_freetumor.training_windows import Synthetic, Windows
 
 TERMS = ("generator", "critic", "adversarial", "judge", "moments", "bands", "residual", "r1", "residual_hu")
-MOMENT_DECAY = 0.98  # of the running moments, per step
+REAL_DECAY = 0.98  # of the running moments, per step
+SYNTHETIC_DECAY = 0.9  # shorter: a mean that lags behind the generator makes it swing
 
 Batch = Float[Tensor, "b 1 x y z"]
 Terms = dict[str, Tensor]
@@ -162,9 +163,9 @@ class AdversarialStep:
         """Compare running means of both; gradients flow as if the present batch were the whole mean."""
         networks = self.networks
         fresh, seen = measure(real)
-        networks.real_moments.copy_(blend(networks.real_moments, fresh, seen))
+        networks.real_moments.copy_(blend(networks.real_moments, fresh, seen, REAL_DECAY))
         fresh, seen = measure(synthetic)
-        running = blend(networks.synthetic_moments, fresh.detach(), seen)
+        running = blend(networks.synthetic_moments, fresh.detach(), seen, SYNTHETIC_DECAY)
         networks.synthetic_moments.copy_(running)
         gap = torch.nan_to_num(running - networks.real_moments)  # 0 for a shell that one of them never had
         gap = gap + torch.where(seen, fresh - fresh.detach(), 0.0)
@@ -180,9 +181,11 @@ def measure(windows: Windows) -> tuple[Float[Tensor, "m"], Bool[Tensor, "m"]]:
     return torch.cat([shells, bands]), torch.cat([seen, torch.ones_like(bands, dtype=torch.bool)])
 
 
-def blend(running: Float[Tensor, "m"], fresh: Float[Tensor, "m"], seen: Bool[Tensor, "m"]) -> Float[Tensor, "m"]:
+def blend(
+    running: Float[Tensor, "m"], fresh: Float[Tensor, "m"], seen: Bool[Tensor, "m"], decay: float
+) -> Float[Tensor, "m"]:
     """Move running means towards a batch's; the first batch counts whole."""
-    moved = torch.where(running.isnan(), fresh, MOMENT_DECAY * running + (1 - MOMENT_DECAY) * fresh)
+    moved = torch.where(running.isnan(), fresh, decay * running + (1 - decay) * fresh)
     return torch.where(seen, moved, running).detach()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_freetumor import __version__, demo, plan, weights
+from nnunetv2_freetumor import __version__, demo, plan, priors, weights
 from nnunetv2_freetumor.cases import check_same_geometry, check_writable, read_case, read_label, write_case, write_json
 from nnunetv2_freetumor.demo_steps import Runner, Step
 from nnunetv2_freetumor.grown_cases import grow_in_case
@@ -33,7 +33,7 @@ NOT_SEEN = (
     "of the growth family 'invading', which is kept for tests."
 )
 CPU_CHANGES = {
-    "epochs": 50,
+    "epochs": 40,
     "iterations_per_epoch": 40,
     "lesions_per_step": 4,
     "judge_weight": 0.0,
@@ -141,7 +141,7 @@ def _steps(
         Step(
             "recipe",
             "choose the recipe",
-            f"recipe lite, {changes}, judge off",
+            f"recipe lite, {changes}, judge off, measured and bundled prior",
             lambda: _write_recipe(plans_file, changes),
         ),
         Step("preprocess", "nnU-Net preprocesses", f"nnUNetv2_preprocess -d {DATASET} -c {CONFIGURATION} -np 2"),
@@ -181,7 +181,13 @@ def write_grown_cases(raw: Path, pairs: Sequence[tuple[Path, Path]]) -> None:
 
 
 def _write_recipe(plans_file: Path, changes: dict[str, Any]) -> None:
+    """Write the recipe, and the bundled prior as a second target: `lite` is to correct `texture` with either's edges."""
     plans = json.loads(plans_file.read_text(encoding="utf-8"))
-    plans[plan.SECTION] |= {"recipe": "lite", "recipe_changes": changes, "judge": "off"}
+    (measured,) = plan.read_section(plans[plan.SECTION]).targets
+    bundled = dataclasses.replace(
+        measured, name="liver, bundled prior", prior=priors.load(measured.prior.name), source="bundled prior"
+    )
+    targets = [plan.to_json(target) for target in (measured, bundled)]
+    plans[plan.SECTION] |= {"recipe": "lite", "recipe_changes": changes, "judge": "off", "targets": targets}
     plan.read_section(plans[plan.SECTION])
     write_json(plans, plans_file)

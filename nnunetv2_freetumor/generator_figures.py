@@ -54,7 +54,7 @@ def preview_sheet(rows: Sequence[Row], path: str | Path, title: str) -> None:
 def training_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> None:
     """Draw every loss term, the critic's opinion, and the recognized share by size class, epoch by epoch."""
     figure = Figure(figsize=(11, 9), facecolor="white", layout="constrained")
-    *panels, shares = figure.subplots(4, 3).flat[: len(TERMS) + 1]
+    *panels, shares, beside, last = figure.subplots(4, 3).flat[: len(TERMS) + 3]
     for axes, name in zip(panels, TERMS):
         axes.plot(range(len(history[name])), history[name], marker=".", color="#0072b2")
         axes.set_title(name.replace("_hu", ", HU"), fontsize=9)
@@ -63,12 +63,12 @@ def training_curves(history: Mapping[str, Sequence[float]], path: str | Path) ->
     shares.plot(range(len(history["realism"])), history["realism"], color="#999999", label="realism to the critic")
     shares.set(ylim=(0, 1.05))
     shares.set_title("recognized share", fontsize=9)
-    figure.legend(*shares.get_legend_handles_labels(), loc="lower center", frameon=False, fontsize=9)
+    beside.legend(*shares.get_legend_handles_labels(), loc="center left", frameon=False, fontsize=9)
     for axes in (*panels, shares):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", color="#dddddd")
         axes.set_xlabel("epoch", fontsize=8)
-    for axes in figure.axes[len(TERMS) + 1 :]:
+    for axes in (beside, last):
         axes.set_axis_off()
     _save(figure, path)
 

@@ -1,5 +1,6 @@
 """Tumors grown in a scan: inside the organ only, real noise kept, same seed same tumor; and the cases made of them."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnunetv2_freetumor import bundled_training, grown_tumors
+from nnunetv2_freetumor import bundled_training, grown_tumors, priors
 from nnunetv2_freetumor.cases import Case, read_case, read_label, write_case
 from nnunetv2_freetumor.grown_cases import grow_in_case
+from nnunetv2_freetumor.plan import Section, Target, read_section, to_json
 from nnunetv2_freetumor.weights import Card
 
 SHAPE, SPACING_MM = (24, 48, 48), (3.0, 1.5, 1.5)
@@ -119,3 +121,23 @@ def test_the_bundled_card_names_no_real_tumor_and_no_case_of_a_dataset():
     assert "4 variants of each of 3 real CTs (Someone, CC BY 4.0)" in card.training_data
     assert "real CT" not in bundled_training.finish_card(trained, 0, "").training_data
     assert "No real tumor" in card.not_seen
+
+
+def test_the_bundled_generator_learns_over_the_measured_and_over_the_bundled_prior(tmp_path):
+    prior = priors.load("liver")
+    texture = dataclasses.replace(prior.texture, edge_depth_mm=0.2)
+    measured = Target(
+        name="liver",
+        tumor_label=2,
+        lesion_labels=(2,),
+        prior=dataclasses.replace(prior, texture=texture),
+        source="measured",
+        host_labels=(1,),
+    )
+    section = Section(targets=(measured,), labels={}, plans_hash="")
+    path = tmp_path / "nnUNetPlans.json"
+    path.write_text(json.dumps({"freetumor": to_json(section)}))
+    bundled_training._write_recipe(path, {"judge_weight": 0.0})
+    written = read_section(json.loads(path.read_text())["freetumor"])
+    assert [target.prior.texture for target in written.targets] == [texture, prior.texture]
+    assert (written.recipe, written.judge, written.recipe_changes) == ("lite", "off", {"judge_weight": 0.0})
