@@ -17,6 +17,7 @@ from nnunetv2_freetumor.training_windows import Synthetic, Windows
 
 TERMS = ("generator", "critic", "adversarial", "judge", "moments", "bands", "residual", "r1", "residual_hu")
 REAL_DECAY = 0.98  # of the running moments, per step
+PROFILE_HU, LEAST_HU = -30.0, 5.0  # contrast that profiles are scaled to, and the least that one is measured from
 SYNTHETIC_DECAY = 0.9  # shorter: a mean that lags behind the generator makes it swing
 
 Batch = Float[Tensor, "b 1 x y z"]
@@ -43,7 +44,7 @@ class Networks(nn.Module):
         super().__init__()
         self.generator, self.critic = generator, critic
         self.ema = copy.deepcopy(generator).requires_grad_(False) if recipe.ema_decay else None
-        moments = len(losses.SHELLS_MM) - 1 + losses.BANDS
+        moments = losses.SHELLS + 1 + losses.BANDS
         self.register_buffer("real_moments", torch.full((moments,), torch.nan))
         self.register_buffer("synthetic_moments", torch.full((moments,), torch.nan))
         self.register_buffer("steps", torch.zeros(()))
@@ -169,16 +170,24 @@ class AdversarialStep:
         networks.synthetic_moments.copy_(running)
         gap = torch.nan_to_num(running - networks.real_moments)  # 0 for a shell that one of them never had
         gap = gap + torch.where(seen, fresh - fresh.detach(), 0.0)
-        shells = len(losses.SHELLS_MM) - 1
+        shells = losses.SHELLS + 1
         return (gap[:shells] / losses.MOMENT_HU).square().mean(), gap[shells:].square().mean()
 
 
 def measure(windows: Windows) -> tuple[Float[Tensor, "m"], Bool[Tensor, "m"]]:
-    """Measure mean HU by shell and energies by band, and tell which could be measured."""
+    """Measure the profile across the surface, the mean contrast and the energies by band; tell which could be measured.
+
+    The profile is each shell's HU for a lesion of PROFILE_HU: contrasts differ much more between patients than the
+    shape of an edge, which a few lesions would otherwise not show.
+    """
     relative = windows.hu - windows.host_hu
     shells, seen = losses.shell_means(relative, windows.distance_mm)
+    contrast = losses.mean_over(relative, windows.mask)
+    bold = contrast.detach().abs() >= LEAST_HU
+    profile = shells * (PROFILE_HU / torch.where(bold, contrast.detach(), LEAST_HU))
     bands = losses.band_energies(relative, windows.mask)
-    return torch.cat([shells, bands]), torch.cat([seen, torch.ones_like(bands, dtype=torch.bool)])
+    known = torch.ones_like(bands, dtype=torch.bool)
+    return torch.cat([profile, contrast[None], bands]), torch.cat([seen & bold, known[:1], known])
 
 
 def blend(

@@ -22,6 +22,7 @@ from nnunetv2_freetumor.volume import Spacing, gaussian_blur, pool, sample_tile,
 
 MULTIPLES = {"lite": 4, "freetumor": 8}  # of the sides that each network can halve
 SURROUNDINGS_MM = 96.0  # of what freetumor sees around a lesion: its 144 mm at most, but 3.4 times fewer voxels
+REACH_MM = 1.0  # how far outside a lesion lite has its full say: blurred edges reach beyond the outline
 DISTANCE_MM = 10.0  # one unit of the distance that lite sees
 NOISE_MM = 1.5  # one voxel of the noise that lite sees
 SIGMAS_FIELD = (3.0, 6.0, 9.0, 12.0, 15.0)  # voxels: of freetumor's texture before it is sampled
@@ -42,7 +43,7 @@ class LiteInputs(NamedTuple):
     look: Float[Tensor, "b 8"]
     hu: Batch  # without any lesion
     base_contrast: Batch  # of `texture`, HU
-    envelope: Batch  # 1 inside, 0 from 3 mm outside on
+    envelope: Batch  # 1 up to 1 mm outside, 0 from 3 mm outside on
     host: Batch
     distance: Batch  # mm
 
@@ -85,8 +86,8 @@ def lite_inputs_over(
 
 
 def envelope(distance_mm: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Fall from 1 inside a lesion to 0 at 3 mm outside, as a cosine."""
-    return 0.5 + 0.5 * torch.cos(math.pi * (distance_mm / TAIL_MM).clamp(0, 1))
+    """Fall from 1 inside a lesion and up to 1 mm outside to 0 at 3 mm outside, as a cosine."""
+    return 0.5 + 0.5 * torch.cos(math.pi * ((distance_mm - REACH_MM) / (TAIL_MM - REACH_MM)).clamp(0, 1))
 
 
 def lite_residual(network: nn.Module, inputs: LiteInputs) -> Batch:

@@ -8,6 +8,7 @@ from torch.nn import functional
 from nnunetv2_freetumor.critics import REAL, SYNTHETIC
 
 SHELLS_MM = tuple(float(edge) for edge in range(-6, 4))  # edges of the shells around the surface, negative inside
+SHELLS = len(SHELLS_MM) - 1
 BANDS = 3  # octaves, from the finest
 MOMENT_HU = 10.0  # a shell, or a mean residual, that is off by so much counts 1
 

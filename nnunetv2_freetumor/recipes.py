@@ -38,7 +38,7 @@ class Recipe:
     adversarial_weight: float
     judge_weight: float  # 0: no judge is needed
     judge_warmup_epochs: int  # without the judge, at the start
-    moment_weight: float  # mean HU in shells of 1 mm around the surface
+    moment_weight: float  # mean contrast, and its profile in shells of 1 mm across the surface
     band_weight: float  # energy of three bands of spatial frequency inside the lesion
     residual_weight: float  # lite only: its mean residual
     r1_weight: float

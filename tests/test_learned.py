@@ -130,8 +130,8 @@ def test_lite_sees_the_texture_lesion_the_distance_the_host_the_noise_and_the_dr
     assert torch.allclose(seen.look, torch.tensor([[np.log(0.8), 0.5, 0.25, 0.99, 0.99, 0.99, 0.99, 0.99]]).float())
 
 
-def test_the_envelope_is_1_inside_and_0_from_3_mm_outside():
-    assert torch.allclose(envelope(torch.tensor([-9.0, 0.0, 1.5, 3.0, 8.0])), torch.tensor([1, 1, 0.5, 0, 0]))
+def test_the_envelope_is_1_up_to_1_mm_outside_and_0_from_3_mm_outside():
+    assert torch.allclose(envelope(torch.tensor([-9.0, 1.0, 2.0, 3.0, 8.0])), torch.tensor([1, 1, 0.5, 0, 0]))
 
 
 def test_a_trained_lite_adds_a_bounded_residual_around_the_lesion_only():
