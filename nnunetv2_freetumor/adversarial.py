@@ -39,14 +39,14 @@ class Networks(nn.Module):
     synthetic_moments: Tensor
     steps: Tensor
 
-    def __init__(self, generator: nn.Module, critic: nn.Module, recipe: Recipe) -> None:
-        """Take both networks and the recipe that tells whether there is a moving average."""
+    def __init__(self, generator: nn.Module, critic: nn.Module, recipe: Recipe, targets: int = 1) -> None:
+        """Take both networks, the recipe that tells whether there is a moving average, and the number of targets."""
         super().__init__()
         self.generator, self.critic = generator, critic
         self.ema = copy.deepcopy(generator).requires_grad_(False) if recipe.ema_decay else None
         moments = losses.SHELLS + 1 + losses.BANDS
-        self.register_buffer("real_moments", torch.full((moments,), torch.nan))
-        self.register_buffer("synthetic_moments", torch.full((moments,), torch.nan))
+        self.register_buffer("real_moments", torch.full((targets, moments), torch.nan))
+        self.register_buffer("synthetic_moments", torch.full((targets, moments), torch.nan))
         self.register_buffer("steps", torch.zeros(()))
 
     @property
@@ -146,7 +146,7 @@ class AdversarialStep:
         mask, recipe = after.mask, self.recipe
         with frozen(self.networks.critic) as critic:
             terms = {"adversarial": self.adversary.generator_loss(critic, after)}
-            terms["moments"], terms["bands"] = self._moments(after, real)
+            terms["moments"], terms["bands"] = self._moments(after, real, synthetic.target)
             terms["residual"] = losses.residual_mean(drawn.residual_hu, mask)
             terms["judge"] = judge(drawn.contrast_hu) if judge else torch.zeros_like(terms["residual"])
             loss = (
@@ -160,15 +160,15 @@ class AdversarialStep:
         self.optimizer.step()
         return terms | {"generator": loss, "residual_hu": losses.mean_over(drawn.residual_hu.abs(), mask)}
 
-    def _moments(self, synthetic: Windows, real: Windows) -> tuple[Tensor, Tensor]:
+    def _moments(self, synthetic: Windows, real: Windows, target: int) -> tuple[Tensor, Tensor]:
         """Compare running means of both; gradients flow as if the present batch were the whole mean."""
-        networks = self.networks
+        of_real, of_synthetic = self.networks.real_moments[target], self.networks.synthetic_moments[target]
         fresh, seen = measure(real)
-        networks.real_moments.copy_(blend(networks.real_moments, fresh, seen, REAL_DECAY))
+        of_real.copy_(blend(of_real, fresh, seen, REAL_DECAY))
         fresh, seen = measure(synthetic)
-        running = blend(networks.synthetic_moments, fresh.detach(), seen, SYNTHETIC_DECAY)
-        networks.synthetic_moments.copy_(running)
-        gap = torch.nan_to_num(running - networks.real_moments)  # 0 for a shell that one of them never had
+        running = blend(of_synthetic, fresh.detach(), seen, SYNTHETIC_DECAY)
+        of_synthetic.copy_(running)
+        gap = torch.nan_to_num(running - of_real)  # 0 for a shell that one of them never had
         gap = gap + torch.where(seen, fresh - fresh.detach(), 0.0)
         shells = losses.SHELLS + 1
         return (gap[:shells] / losses.MOMENT_HU).square().mean(), gap[shells:].square().mean()

@@ -83,11 +83,13 @@ def _fingerprint(target: Target) -> dict[str, Any]:
 
 
 def _configuration(layout: Layout) -> dict[str, Any]:
-    resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     functions = {
         f"resampling_fn_{kind}{suffix}": value
-        for kind in ("data", "seg", "probabilities")
-        for suffix, value in (("", "resample_data_or_seg_to_shape"), ("_kwargs", resampling))
+        for kind, is_label, order in (("data", False, 3), ("seg", True, 1), ("probabilities", False, 1))
+        for suffix, value in (
+            ("", "resample_data_or_seg_to_shape"),
+            ("_kwargs", {"is_seg": is_label, "order": order, "order_z": 0, "force_separate_z": None}),
+        )
     }
     return functions | {
         "data_identifier": f"{PLANS}_{CONFIGURATION}",

@@ -72,7 +72,7 @@ class GeneratorSetup(nnUNetTrainer):
     ) -> nn.Module:
         """Build generator, critic and moving average."""
         self._adversary: Adversary = ADVERSARIES[self.recipe.adversarial](self.frame.window_hu)
-        return Networks(build_network(self.card), self._adversary.network(), self.recipe)
+        return Networks(build_network(self.card), self._adversary.network(), self.recipe, len(self.section.targets))
 
     def configure_optimizers(self) -> Any:
         """Give nnU-Net one optimizer for both networks, and a schedule."""

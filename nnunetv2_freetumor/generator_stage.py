@@ -54,20 +54,21 @@ class GeneratorStage:
         self.section = planting_section(section, math.ceil(step.recipe.lesions_per_step / batch_size))
         placeholders: list[Generator] = [_Placeholder(cutter.window_mm)] * len(section.targets)
         self._synthesizer = Synthesizer(self.section, cutter.data_mm, intensity, placeholders)
-        self._replay = Replay(step.recipe.replay_windows)
+        self._replays = [Replay(step.recipe.replay_windows) for _ in section.targets]
         self._previewed: Synthetic | None = None
 
     def train(self, image: Image, label: Label, rng: torch.Generator, judged: bool) -> Terms | None:
         """Learn from a batch; None where it had no room for a lesion, or no real lesion has been seen yet."""
         proposals = self._propose(image, label, rng)
         hu, targets = self.intensity.to_hu(image), self.section.targets
-        self._replay.add(self.cutter.real(hu, label, proposals.placement.hosts, targets, rng))
+        for replay, windows in zip(self._replays, self.cutter.real(hu, label, proposals.placement.hosts, targets, rng)):
+            replay.add(windows)
         synthetic = self._synthetic(proposals, rng)
-        if synthetic is None or not len(self._replay):
+        if synthetic is None:
             return None
         self._previewed = self._previewed or synthetic
-        real = self._replay.draw(len(synthetic.lesions), rng)
-        judge = self.judge if judged else None
+        target, judge = synthetic.target, self.judge if judged else None
+        real = self._replays[target].draw(len(synthetic.lesions), rng)
         if judge is None:
             return self.step(synthetic, real)
         return self.step(synthetic, real, lambda contrast_hu: judge.loss(image, synthetic.lesions, contrast_hu))
@@ -76,12 +77,12 @@ class GeneratorStage:
     def look(self, image: Image, label: Label, rng: torch.Generator) -> Seen | None:
         """See what the critic and the judge make of the present generator's lesions; nothing is learned."""
         synthetic = self._synthetic(self._propose(image, label, rng), rng)
-        if synthetic is None or not len(self._replay):
+        if synthetic is None:
             return None
         networks, adversary = self.step.networks, self.step.adversary
         contrast = draw(networks.final, synthetic, self.step.frame).contrast_hu
         after = synthetic.windows.with_hu(synthetic.windows.hu + contrast)
-        real = self._replay.draw(len(synthetic.lesions), rng)
+        real = self._replays[synthetic.target].draw(len(synthetic.lesions), rng)
         scores = (adversary.scores(networks.critic, windows) for windows in (after, real))
         shares = self.judge.shares(image, synthetic.lesions, contrast) if self.judge else []
         return Seen(
@@ -103,9 +104,17 @@ class GeneratorStage:
         return self._synthesizer.propose(image, label, self._synthesizer.draw(len(image), rng))
 
     def _synthetic(self, proposals: Proposals, rng: torch.Generator) -> Synthetic | None:
-        """Take the lesions that fit, as many as a step trains on, from all samples alike."""
+        """Take lesions of one target that fit, as many as a step trains on, from all samples alike.
+
+        One target at a time: each is compared with its own real lesions, or one's faults would hide the other's.
+        """
         fits = torch.stack([one.fits for one in proposals.lesions]).tolist() if proposals.lesions else []
-        fitting = [one for one, fit in zip(proposals.lesions, fits) if fit]
+        met = [one for one, fit in zip(proposals.lesions, fits) if fit and len(self._replays[one.target])]
+        present = sorted({one.target for one in met})
+        if not present:
+            return None
+        target = present[int(torch.rand((), generator=rng) * len(present))]
+        fitting = [one for one in met if one.target == target]
         order = torch.randperm(len(fitting), generator=rng).tolist()[: self.step.recipe.lesions_per_step]
         return self.cutter.synthetic([fitting[index] for index in order], self.section.targets, rng)
 

@@ -130,7 +130,7 @@ def table(rows: Sequence[Row], baseline: str = BASELINE) -> str:
 
 
 def _each(values: Sequence[float]) -> str:
-    return ", ".join(f"{100 * value:.0f}" for value in values)
+    return ", ".join("-" if math.isnan(value) else f"{100 * value:.0f}" for value in values)
 
 
 def _share(estimate: Estimate, interval: bool = True) -> str:

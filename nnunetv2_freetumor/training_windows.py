@@ -56,6 +56,7 @@ class Synthetic(NamedTuple):
     support: Batch
     channel: Int[Tensor, "b"]  # of the published network: the host's
     lesions: list[Placed]
+    target: int = 0  # of all of them
 
 
 class _Prepared(NamedTuple):
@@ -102,6 +103,7 @@ class Cutter:
                 [channels[one.proposal.target] for one in prepared], device=prepared[0].support.device
             ),
             lesions=[Placed(one.proposal, one.region, one.grid) for one in prepared],
+            target=prepared[0].proposal.target,
         )
 
     def real(
@@ -111,16 +113,18 @@ class Cutter:
         hosts: Sequence[Bool[Tensor, "b 1 x y z"]],
         targets: Sequence[Target],
         rng: torch.Generator,
-    ) -> list[Windows]:
-        """Cut a window around a random voxel of every real lesion in a batch; `hosts` by target."""
-        found = []
-        for sample in range(len(hu)):
-            for index, target in enumerate(targets):
+    ) -> list[list[Windows]]:
+        """Cut a window around a random voxel of every real lesion in a batch, by target, as `hosts` are."""
+        found: list[list[Windows]] = []
+        for host, target in zip(hosts, targets):
+            windows = []
+            for sample in range(len(hu)):
                 tumor = label[sample, 0] == target.tumor_label
                 for center in _random_voxels(tumor, rng):
-                    found.append(self._cut(hu[sample, 0], tumor, hosts[index][sample, 0], center))
-        keep = torch.stack([_is_usable(window) for window in found]).tolist() if found else []
-        return [window for window, usable in zip(found, keep) if usable]
+                    windows.append(self._cut(hu[sample, 0], tumor, host[sample, 0], center))
+            keep = torch.stack([_is_usable(window) for window in windows]).tolist() if windows else []
+            found.append([window for window, usable in zip(windows, keep) if usable])
+        return found
 
     def _prepare(self, proposal: Proposal, targets: Sequence[Target], rng: torch.Generator) -> _Prepared:
         region = self._shifted(proposal, rng)

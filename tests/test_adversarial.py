@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from nnunetv2_freetumor.adversarial import TERMS, AdversarialStep, Networks, Schedule, draw, make_optimizer
+from nnunetv2_freetumor import losses
+from nnunetv2_freetumor.adversarial import TERMS, AdversarialStep, Networks, Schedule, draw, make_optimizer, measure
 from nnunetv2_freetumor.adversaries import ADVERSARIES
 from nnunetv2_freetumor.divergence import Divergence, message
 from nnunetv2_freetumor.generator_log import realism
@@ -67,6 +68,27 @@ def test_the_critic_alone_moves_the_residual_too(rng):
         step(lesions(4, rng), windows(4, -50.0, rng))
     fresh = lesions(4, rng)
     assert (draw(step.networks.generator, fresh, FRAME).residual_hu * fresh.windows.mask).sum() < 0
+
+
+def test_the_profile_across_the_surface_does_not_depend_on_how_bold_a_lesion_is(rng):
+    quiet = [windows(2, contrast, rng) for contrast in (-20.0, -60.0, 40.0)]
+    (profile, contrast), *others = [(m[: losses.SHELLS], m[losses.SHELLS]) for m, _ in map(measure, quiet)]
+    assert contrast == pytest.approx(-20, abs=1) and others[0][1] == pytest.approx(-60, abs=1)
+    for other, _ in others:
+        assert torch.allclose(profile, other, atol=2.0)
+    faint, known = measure(windows(2, 0.0, rng))
+    assert faint.isfinite().all() and not known[: losses.SHELLS].any() and known[losses.SHELLS :].all()
+
+
+def test_each_target_is_compared_with_its_own_real_lesions(rng):
+    recipe = RECIPE
+    kind = ADVERSARIES["hinge"](FRAME.window_hu)
+    networks = Networks(LiteNet(), kind.network(), recipe, targets=2)
+    step = AdversarialStep(networks, make_optimizer(networks, recipe), recipe, FRAME, kind)
+    step(lesions(2, rng)._replace(target=1), windows(2, -80.0, rng))
+    assert networks.real_moments[0].isnan().all() and networks.real_moments[1, losses.SHELLS] < -70
+    step(lesions(2, rng), windows(2, -20.0, rng))
+    assert networks.real_moments[0, losses.SHELLS] > -30 and networks.real_moments[1, losses.SHELLS] < -70
 
 
 def test_the_voxel_critic_trains_lite_as_well(rng):
