@@ -184,7 +184,7 @@ def write_grown_cases(raw: Path, pairs: Sequence[tuple[Path, Path]]) -> None:
 
 
 def _write_recipe(plans_file: Path, changes: dict[str, Any]) -> None:
-    """Write the recipe, and the bundled prior as a second target: `lite` is to correct `texture` with either's edges."""
+    """Write the recipe, and the bundled prior as a second target: `lite` learns to correct either's edges."""
     plans = json.loads(plans_file.read_text(encoding="utf-8"))
     (measured,) = plan.read_section(plans[plan.SECTION]).targets
     bundled = dataclasses.replace(

@@ -83,7 +83,7 @@ def score_case(
             grid,
         ),
         math.nan if probability is None else float(probability.max()),
-        None if probability is None else _sweep(truth, organ, probability, grid.voxel_ml, rule),
+        None if probability is None else _sweep(truth, organ if pair.host else None, probability, grid.voxel_ml, rule),
     )
 
 
@@ -183,17 +183,18 @@ def _shares_in(organ: Bool[np.ndarray, "z y x"], predictions: Components) -> Flo
 
 def _sweep(
     truth: Bool[np.ndarray, "z y x"],
-    organ: Bool[np.ndarray, "z y x"],
+    organ: Bool[np.ndarray, "z y x"] | None,
     probability: Float[np.ndarray, "z y x"],
     voxel_ml: float,
     rule: Rule,
 ) -> Sweep:
     """Match again at each threshold; above the highest probability nothing is predicted."""
     box = _box(truth | (probability >= THRESHOLDS[0]))
-    lesions, likely, organ = find_components(truth[box], rule.min_voxels), probability[box], organ[box]
+    lesions, likely = find_components(truth[box], rule.min_voxels), probability[box]
     classes = size_classes([_diameter_mm(voxels * voxel_ml) for voxels in lesions.voxels.tolist()], rule.bounds_mm)
     found = np.zeros((len(THRESHOLDS), len(rule.bounds_mm) + 1), dtype=int)
-    false_positives, in_host = np.zeros((2, len(THRESHOLDS)), dtype=int)
+    false_positives = np.zeros(len(THRESHOLDS), dtype=int)
+    in_host = np.full(len(THRESHOLDS), math.nan if organ is None else 0.0)
     for index, threshold in enumerate(THRESHOLDS):
         predicted = likely >= threshold
         if not predicted.any():
@@ -203,5 +204,6 @@ def _sweep(
         found[index] = np.bincount(classes[matching.partners != MISSED], minlength=found.shape[1])
         alarm = np.array([kind == FALSE_POSITIVE for kind in matching.kinds], dtype=bool)
         false_positives[index] = alarm.sum()
-        in_host[index] = (alarm & (_shares_in(organ, components) >= IN_HOST)).sum()
+        if organ is not None:
+            in_host[index] = (alarm & (_shares_in(organ[box], components) >= IN_HOST)).sum()
     return Sweep(found, false_positives, in_host)

@@ -37,6 +37,8 @@ class Curve(NamedTuple):
     ) -> Values:
         """Read off the sensitivity at a rate of false positives; `in_host` counts those on the organ only.
 
+        NaN where there are no lesions, or where it is not known which false positives lie on an organ.
+
         The threshold falls from 1, where nothing is predicted, and at each rate the best sensitivity counts that was
         reached up to it; between two thresholds the curve is a straight line. It ends at the lowest threshold: where
         the rate is never reached, that end counts.
@@ -52,7 +54,8 @@ class Curve(NamedTuple):
         step = false_positives[row, after] - false_positives[row, before]
         share = np.divide(wanted - false_positives[row, before], step, out=np.zeros(len(row)), where=step > 0)
         at_rate = found[row, before] + share * (found[row, after] - found[row, before])
-        return np.divide(at_rate, lesions, out=np.full(len(row), math.nan), where=lesions > 0)
+        known = (lesions > 0) & ~np.isnan(false_positives).any(1)
+        return np.divide(at_rate, lesions, out=np.full(len(row), math.nan), where=known)
 
     def followed_by(self, other: "Curve") -> "Curve":
         """Append the patients of another curve."""

@@ -76,7 +76,8 @@ def _planted(contents: Contents) -> list[str]:
         picture(
             contents.preview.read_bytes(),
             "<code>nnUNetv2_freetumor preview</code>: lesions in preprocessed training cases, before, after, and with "
-            f"their label outlined. Where the numbers come from: {sources}.",
+            f"their label outlined. Where the numbers come from: {sources}. The generator is <code>lite</code>, which "
+            "comes with the package; it learned from other phantoms, whose tumors grew in the same way.",
         ),
         *_optional_figure(contents.first_batch, "The first training batch that got a lesion, as the trainer saw it."),
         *_optional_figure(

@@ -8,7 +8,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from nnunetv2_freetumor.plan import DIAMETER_BOUNDS_MM
 
@@ -65,7 +65,9 @@ class Sweep(NamedTuple):
 
     found: Int[np.ndarray, "thresholds sizes"]
     false_positives: Int[np.ndarray, "thresholds"]
-    false_positives_in_host: Int[np.ndarray, "thresholds"]  # those with half of their voxels on the organ or more
+    false_positives_in_host: Float[
+        np.ndarray, "thresholds"
+    ]  # half of their voxels on the organ or more; NaN without organ
 
 
 class CaseScore(NamedTuple):

@@ -194,7 +194,8 @@ def test_a_false_positive_is_in_the_organ_when_half_of_its_voxels_lie_on_it_or_o
     assert scored.sweep is not None
     assert scored.sweep.false_positives.tolist() == [(t <= 0.8) * 2 + (t <= 0.4) for t in THRESHOLDS]
     assert scored.sweep.false_positives_in_host.tolist() == [int(t <= 0.8) for t in THRESHOLDS]
-    hostless = score(reference, prediction, pair=Pair("tumor", (TUMOR,), ()))
+    hostless = score(reference, prediction, pair=Pair("tumor", (TUMOR,), ()), probability=probability)
+    assert hostless.sweep is not None and np.isnan(hostless.sweep.false_positives_in_host).all()
     assert all(math.isnan(lesion.in_host) for lesion in hostless.predictions)
 
 

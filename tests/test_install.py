@@ -110,9 +110,11 @@ def test_spawned_children_know_the_trainers(installed, tmp_path):
     assert run(installed.python, str(tmp_path / "spawn.py")) == str(installed.ext_trainer)
 
 
-def test_the_priors_are_installed_with_the_package(installed):
+def test_the_priors_and_the_bundled_generator_are_installed_with_the_package(installed):
     folder = Path(run(installed.python, "-c", "import nnunetv2_freetumor.plans as p; print(*p.__path__)"))
     assert names(folder) == names(ROOT / "plans")
+    assert names(installed.ext_trainer.parent / "bundled") == names(ROOT / "nnunetv2_freetumor" / "bundled")
+    assert "lite_phantom.safetensors" in names(installed.ext_trainer.parent / "bundled")
 
 
 def test_nnunet_finds_the_trainer_with_no_variable_set(installed):

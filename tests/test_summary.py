@@ -64,7 +64,7 @@ def sweep(found, false_positives, size=0, in_host=0):
     rest = len(THRESHOLDS) - len(found)
     counts[:, size] = [*found, *[found[-1]] * rest][::-1]
     alarms = np.array([*false_positives, *[false_positives[-1]] * rest][::-1])
-    return Sweep(counts, alarms, np.minimum(alarms, in_host))
+    return Sweep(counts, alarms, np.minimum(alarms, in_host).astype(float))
 
 
 def random_cases(patients, chance, seed, alarms=1.0, prefix="p"):
@@ -346,6 +346,15 @@ def test_false_positives_off_the_organ_can_be_left_out_of_the_rate():
     scores = [case("a", [(5, True)] * 4, sweep=sweep([1, 4], [1, 4], in_host=1))]
     assert sensitivity_at([scores], Rate(1.0), RULE).value == 0.25
     assert sensitivity_at([scores], Rate(1.0, in_host=True), RULE).value == 1.0
+
+
+def test_without_an_organ_label_nothing_is_said_of_false_positives_on_the_organ():
+    counts = sweep([1, 4], [1, 4])
+    scores = [
+        case("a", [(5, True)] * 4, sweep=counts._replace(false_positives_in_host=np.full(len(THRESHOLDS), np.nan)))
+    ]
+    assert math.isnan(sensitivity_at([scores], Rate(1.0, in_host=True), RULE).value)
+    assert sensitivity_at([scores], Rate(1.0), RULE).value == 0.25
 
 
 def test_each_training_has_its_own_threshold_and_their_mean_counts():
