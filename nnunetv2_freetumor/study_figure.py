@@ -42,9 +42,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         _panel(left, [_Bar(row.title, row.arm, row.matched[ALL_SIZES], row.by_seed) for row in shown])
         _panel(right, [_Bar("", row.arm, row.in_host[ALL_SIZES], row.in_host_by_seed) for row in shown])
         left.set_title(setting, loc="left", fontsize=10, fontweight="bold")
-    share = f"share of lesions found at {MATCHED:g} false positive per scan"
-    axes[-1, 0].set_xlabel(share)
-    axes[-1, 1].set_xlabel(f"{share} on the organ")
+    share = f"share of lesions found at {MATCHED:g} false positive per scan,\n"
+    axes[-1, 0].set_xlabel(f"{share}wherever it lies", fontsize=9)
+    axes[-1, 1].set_xlabel(f"{share}counting those on the organ only", fontsize=9)
     with replacing(path) as unfinished:
         figure.savefig(unfinished, dpi=150, format="png")
 
@@ -57,11 +57,11 @@ def _panel(axis: Axes, bars: Sequence[_Bar]) -> None:
     axis.set_axisbelow(True)
     for place, (_, arm, estimate, by_seed) in enumerate(bars):
         color = COLORS.get(arm, OTHER_COLOR)
+        axis.plot(by_seed, [place] * len(by_seed), "|", color=color, markersize=12, alpha=0.6)
         if math.isnan(estimate.value):
-            axis.text(0.01, place, "no value", va="center", fontsize=8, color="0.5")
+            axis.text(0.01, place, "not all seeds" if by_seed else "no value", va="center", fontsize=8, color="0.5")
             continue
         axis.plot([estimate.low, estimate.high], [place, place], color=color, linewidth=2)
         axis.plot(estimate.value, place, "o", color=color, markersize=6)
-        axis.plot(by_seed, [place] * len(by_seed), "|", color=color, markersize=12, alpha=0.6)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)

@@ -159,5 +159,6 @@ def test_the_demo_runs_from_phantoms_to_a_page_and_a_second_run_repeats_nothing(
     assert list(output.glob("nnUNet_results/*/*/fold_0/validation/freetumor_evaluation/evaluation.json"))
     page = (output / "report.html").read_text(encoding="utf-8")
     assert "nnUNetv2_train 900 3d_coarse 0 -tr nnUNetTrainerFreeTumor_shorter" in page
+    assert "generator lite_phantom" in (output / "steps" / "train.log").read_text(encoding="utf-8")
     demo.demo_command(output, "cpu")
-    assert capsys.readouterr().out.count("done in an earlier run") == 9
+    assert capsys.readouterr().out.count("done in an earlier run") == 10
