@@ -6,12 +6,14 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from nnunetv2_freetumor import losses
 from nnunetv2_freetumor.critics import REAL, PatchCritic, VoxelCritic, scale_window
 from nnunetv2_freetumor.training_windows import Windows
 
 CRITIC_HU = 40.0  # one unit of what the patch critic sees, around the host's mean
+NEAR_MM = 6.0  # from the lesion: farther away real and synthetic windows show the same, nothing but noise to a critic
 
 Inputs = Float[Tensor, "b c x y z"]
 Loss = Float[Tensor, ""]
@@ -43,7 +45,7 @@ class Adversary(Protocol):
 
 
 class PatchHinge:
-    """Hinge loss on overlapping patches of image, relative to the host, and mask."""
+    """Hinge loss on overlapping patches of image, relative to the host, and mask; those near the lesion count."""
 
     def __init__(self, window_hu: tuple[float, float]) -> None:
         """Take the window that the image is clipped to."""
@@ -60,15 +62,22 @@ class PatchHinge:
 
     def critic_loss(self, critic: nn.Module, synthetic: Windows, real: Windows) -> Loss:
         """Ask for high logits on real and low ones on synthetic patches."""
-        return losses.hinge_critic(critic(self.inputs(real)), critic(self.inputs(synthetic)))
+        return losses.hinge_critic(*self._patches(critic, real), *self._patches(critic, synthetic))
 
     def generator_loss(self, critic: nn.Module, synthetic: Windows) -> Loss:
         """Ask for high logits."""
-        return losses.hinge_generator(critic(self.inputs(synthetic)))
+        return losses.hinge_generator(*self._patches(critic, synthetic))
 
     def scores(self, critic: nn.Module, windows: Windows) -> Float[Tensor, "b"]:
         """Average the logits of each window."""
-        return critic(self.inputs(windows)).flatten(1).mean(1)
+        logits, weight = self._patches(critic, windows)
+        return (logits * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+
+    def _patches(self, critic: nn.Module, windows: Windows) -> tuple[Inputs, Inputs]:
+        """Give each patch's logit, and the share of it that lies near the lesion."""
+        logits = critic(self.inputs(windows))
+        near = (windows.distance_mm < NEAR_MM).float()
+        return logits, functional.adaptive_avg_pool3d(near, logits.shape[2:])
 
 
 class VoxelClasses:

@@ -46,11 +46,6 @@ class PatchCritic(nn.Module):
         return self.last(features)
 
 
-def count_parameters(network: nn.Module) -> int:
-    """Count the weights that learn."""
-    return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
-
-
 def scale_window(hu: Float[Tensor, "..."], window_hu: tuple[float, float]) -> Float[Tensor, "..."]:
     """Scale a window of HU to 0..1 and clip what lies outside."""
     low, high = window_hu

@@ -1,6 +1,7 @@
 """What an epoch planted: counted on the device, read once, written to nnU-Net's log and logger."""
 
 import math
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -54,17 +55,17 @@ def epoch_generator(seed: int, rank: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(mixed[0]))
 
 
-def register(logger: MetaLogger, epoch: int) -> None:
-    """Make nnU-Net's logger know the counts; epochs before `epoch` that lack them read NaN."""
+def register(logger: MetaLogger, epoch: int, key: str = KEY, names: Sequence[str] = COUNTS) -> None:
+    """Make nnU-Net's logger know names, with `key` in front; epochs before `epoch` that lack them read NaN."""
     log = logger.local_logger.my_fantastic_logging
-    for name in COUNTS:
-        kept = log.get(KEY + name, [])[:epoch]
-        log[KEY + name] = kept + [math.nan] * (epoch - len(kept))
+    for name in names:
+        kept = log.get(key + name, [])[:epoch]
+        log[key + name] = kept + [math.nan] * (epoch - len(kept))
 
 
-def history(logger: MetaLogger) -> dict[str, list[float]]:
-    """Give each count's values, one per epoch."""
-    return {name: logger.get_value(KEY + name, step=None) for name in COUNTS}
+def history(logger: MetaLogger, key: str = KEY, names: Sequence[str] = COUNTS) -> dict[str, list[float]]:
+    """Give each name's values, one per epoch."""
+    return {name: logger.get_value(key + name, step=None) for name in names}
 
 
 def ungate(synthesizer: Planter, logger: MetaLogger) -> list[str]:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from torch import Tensor
 
 from nnunetv2_freetumor.adversarial import TERMS
@@ -54,19 +53,6 @@ def summarize(steps: Sequence[Seen]) -> dict[str, float]:
     shares = {name: _mean(values) for name, values in zip(RECOGNIZED, by_size)}
     everything = _mean([share for values in by_size for share in values])
     return {"realism": _mean([step.realism for step in steps]), "recognized": everything, **shares}
-
-
-def register(logger: MetaLogger, epoch: int) -> None:
-    """Make nnU-Net's logger know the names; epochs before `epoch` that lack them read NaN."""
-    log = logger.local_logger.my_fantastic_logging
-    for name in NAMES:
-        kept = log.get(KEY + name, [])[:epoch]
-        log[KEY + name] = kept + [math.nan] * (epoch - len(kept))
-
-
-def history(logger: MetaLogger) -> dict[str, list[float]]:
-    """Give each name's values, one per epoch."""
-    return {name: logger.get_value(KEY + name, step=None) for name in NAMES}
 
 
 def terms_line(terms: dict[str, float], steps: int) -> str:

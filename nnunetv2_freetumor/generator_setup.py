@@ -6,7 +6,7 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
-from nnunetv2_freetumor import augmentation, generator_card, generator_log, plan
+from nnunetv2_freetumor import augmentation, epoch_log, generator_card, generator_log, plan
 from nnunetv2_freetumor.adversarial import Networks, Schedule, make_optimizer
 from nnunetv2_freetumor.adversaries import ADVERSARIES, Adversary
 from nnunetv2_freetumor.recipes import frame_for, recipe_for
@@ -100,7 +100,7 @@ class GeneratorSetup(nnUNetTrainer):
         saved = self.my_init_kwargs["plans"][plan.SECTION]
         self.plans_manager.plans[plan.SECTION] = saved
         self._settle(plan.read_section(saved))
-        generator_log.register(self.logger, self.current_epoch)
+        epoch_log.register(self.logger, self.current_epoch, generator_log.KEY, generator_log.NAMES)
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
         """Give the loaders nnU-Net's spatial transforms only: a generator learns from clean CT."""

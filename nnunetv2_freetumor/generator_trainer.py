@@ -66,7 +66,7 @@ class nnUNetTrainerFreeTumorGenerator(GeneratorSetup):
         step = AdversarialStep(self.network, self.optimizer, self.recipe, self.frame, self._adversary)
         self._stage = GeneratorStage(self.section, cutter, intensity.from_plans(plans), step, judge, self.batch_size)
         self._watch = divergence.Divergence(self.recipe)
-        generator_log.register(self.logger, self.current_epoch)
+        epoch_log.register(self.logger, self.current_epoch, generator_log.KEY, generator_log.NAMES)
         if self.current_epoch and Path(self._weights).is_file():
             self._good_epoch = self.current_epoch - 1
         self._announce()
@@ -150,7 +150,8 @@ class nnUNetTrainerFreeTumorGenerator(GeneratorSetup):
             self._check("weights are no longer numbers")
         save_generator(self.network.final, self.card, self._weights)
         self._good_epoch = self.current_epoch
-        training_curves(generator_log.history(self.logger), join(self.output_folder, CURVES))
+        history = epoch_log.history(self.logger, generator_log.KEY, generator_log.NAMES)
+        training_curves(history, join(self.output_folder, CURVES))
         if self.current_epoch % self.recipe.preview_every == 0 or self.current_epoch == self.num_epochs - 1:
             rows = self._stage.previews()
             if rows:

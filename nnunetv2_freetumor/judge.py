@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
@@ -59,9 +60,15 @@ def _untested(device: torch.device) -> Verdict:
 NO_VERDICT = _untested(torch.device("cpu"))
 
 
-class _Window(NamedTuple):
+class Window(NamedTuple):
+    """The part of a patch that the segmenter is shown."""
+
     sample: int
     start: tuple[int, int, int]  # voxels of the batch's patch; negative where the patch is smaller
+
+    def bounds(self, size: Sequence[int]) -> list[list[int]]:
+        """Give start and stop along each axis."""
+        return [[first, first + length] for first, length in zip(self.start, size)]
 
 
 def min_quality(section: Section) -> tuple[float, float, float, float]:
@@ -71,6 +78,8 @@ def min_quality(section: Section) -> tuple[float, float, float, float]:
 
 class JudgeGate:
     """Let a frozen segmenter judge planted lesions, window by window, so that no sample depends on its neighbors."""
+
+    together = 1  # windows that the network sees at once; on the CPU at least two, see `pairs`
 
     def __init__(
         self,
@@ -104,8 +113,8 @@ class JudgeGate:
         tested = [finding for finding in findings if self.channels[finding.target] is not None]
         windows = [self._window(finding, image.shape[2:]) for finding in tested]
         unique = list(dict.fromkeys(windows))
-        together = 2 if image.device.type == "cpu" else 1  # see `pairs`
-        outputs: dict[_Window, Tensor] = {}
+        together = max(self.together, 2 if image.device.type == "cpu" else 1)
+        outputs: dict[Window, Tensor] = {}
         for first in range(0, len(unique), together):
             chunk = unique[first : first + together]
             outputs |= zip(chunk, self._look(torch.cat([self._cut(image, window) for window in chunk])))
@@ -114,21 +123,21 @@ class JudgeGate:
             _untested(image.device) if self.channels[finding.target] is None else next(verdicts) for finding in findings
         ]
 
-    def _window(self, finding: Finding, shape: Sequence[int]) -> _Window:
+    def _window(self, finding: Finding, shape: Sequence[int]) -> Window:
         """Lay the window around a lesion and move it into the patch."""
         start = []
         for center, size, patch, ratio in zip(finding.center, shape, self.segmenter.patch_size, self._ratio):
             extent = patch * ratio
             first = min(max(center + 0.5 - extent / 2, 0), size - extent) if extent <= size else (size - extent) / 2
             start.append(math.floor(first))
-        return _Window(finding.sample, (start[0], start[1], start[2]))
+        return Window(finding.sample, (start[0], start[1], start[2]))
 
-    def _cut(self, image: Float[Tensor, "b 1 x y z"], window: _Window) -> Float[Tensor, "1 1 px py pz"]:
+    def _cut(self, image: Float[Tensor, "b 1 x y z"], window: Window) -> Float[Tensor, "1 1 px py pz"]:
         z = image[window.sample : window.sample + 1].float()
         if self.intensity != self.segmenter.intensity:
             z = self.segmenter.intensity.to_z(self.intensity.to_hu(z))
         if all(r == 1 for r in self._ratio):
-            return crop(z, window.start, self.segmenter.patch_size)
+            return crop_and_pad_nd(z, window.bounds(self.segmenter.patch_size))
         return resample(z, window.start, self._ratio, self.segmenter.patch_size)
 
     def _look(self, z: Float[Tensor, "b 1 px py pz"]) -> list[Tensor]:
@@ -138,7 +147,7 @@ class JudgeGate:
         marked = [self.segmenter.recognized(logits, c) for c in self._outputs]
         return list(torch.stack(marked, dim=1))
 
-    def _judge(self, finding: Finding, window: _Window, marked: Bool[Tensor, "t px py pz"]) -> Verdict:
+    def _judge(self, finding: Finding, window: Window, marked: Bool[Tensor, "t px py pz"]) -> Verdict:
         """Compare a lesion with what is marked in its window; voxels beyond the window are not asked for."""
         channel = self.channels[finding.target]
         assert channel is not None, "only tested targets come here"
@@ -153,14 +162,6 @@ class JudgeGate:
         size = size_index(finding.diameter_mm)
         accepted = recognized >= self.min_quality[size]
         return Verdict(recognized, accepted, torch.ones_like(accepted) if size in self.ungated else accepted)
-
-
-def crop(z: Float[Tensor, "1 1 x y z"], start: Sequence[int], size: Sequence[int]) -> Float[Tensor, "1 1 px py pz"]:
-    """Cut out a window, with zeros where it leaves the volume."""
-    stops = [first + length for first, length in zip(start, size)]
-    x, y, w = (slice(max(first, 0), stop) for first, stop in zip(start, stops))
-    margins = [(max(-first, 0), max(stop - n, 0)) for first, stop, n in zip(start, stops, z.shape[2:])]
-    return functional.pad(z[..., x, y, w], [width for margin in reversed(margins) for width in margin])
 
 
 def resample(

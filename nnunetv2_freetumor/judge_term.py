@@ -7,14 +7,15 @@ data's own spacing, and the judge looks at the window that the quality test woul
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+from jaxtyping import Bool, Float
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
 from nnunetv2_freetumor.frozen_segmenter import training_command
 from nnunetv2_freetumor.generators import support
 from nnunetv2_freetumor.intensity import from_plans
-from nnunetv2_freetumor.judge import Finding, JudgeGate, crop, resample
+from nnunetv2_freetumor.judge import Finding, JudgeGate, Window, resample
 from nnunetv2_freetumor.judge_choice import OFF, baseline_folder, find_judge, load_judge, tumor_names
 from nnunetv2_freetumor.losses import unrecognized
 from nnunetv2_freetumor.plan import Section
@@ -27,23 +28,25 @@ Patch = Float[Tensor, "1 1 x y z"]
 class TrainingJudge(JudgeGate):
     """A gate that a generator can be trained through."""
 
+    together = 4
+
     def loss(
         self, image: Float[Tensor, "b 1 x y z"], lesions: Sequence[Placed], contrast_hu: Float[Tensor, "n 1 u v w"]
     ) -> Float[Tensor, ""]:
         """Ask for tumor on the voxels of lesions that were drawn into patches of `image` (z-scores)."""
-        parts = [self._lesion_loss(image, *pair) for pair in zip(lesions, contrast_hu)]
-        known = [part for part in parts if part is not None]
-        return torch.stack(known).mean() if known else torch.zeros((), device=image.device)
+        drawn = zip(lesions, contrast_hu)
+        asked = [pair for pair in drawn if self.channels[pair[0].proposal.target] is not None]
+        chunks = [asked[first : first + self.together] for first in range(0, len(asked), self.together)]
+        parts = [part for chunk in chunks for part in self._losses(image, chunk)]
+        return torch.stack(parts).mean() if parts else torch.zeros((), device=image.device)
 
     def shares(
         self, image: Float[Tensor, "b 1 x y z"], lesions: Sequence[Placed], contrast_hu: Float[Tensor, "n 1 u v w"]
     ) -> list[float]:
-        """Give the recognized share of each lesion."""
-        shares = []
-        for placed, contrast in zip(lesions, contrast_hu):
-            verdict = self(self.plant(image, placed, contrast), [finding(placed)])[0]
-            shares.append(float(verdict.recognized))
-        return shares
+        """Give the recognized share of each lesion, each in a patch of its own."""
+        planted = torch.cat([self.plant(image, *pair) for pair in zip(lesions, contrast_hu)])
+        verdicts = self(planted, [finding(placed, sample) for sample, placed in enumerate(lesions)])
+        return torch.stack([verdict.recognized for verdict in verdicts]).tolist()
 
     def plant(self, image: Float[Tensor, "b 1 x y z"], placed: Placed, contrast_hu: Float[Tensor, "1 u v w"]) -> Patch:
         """Write a lesion into a copy of its patch."""
@@ -54,27 +57,35 @@ class TrainingJudge(JudgeGate):
         hu[0, 0][box] = hu[0, 0][box] + change
         return self.intensity.to_z(hu)
 
-    def _lesion_loss(
-        self, image: Float[Tensor, "b 1 x y z"], placed: Placed, contrast_hu: Float[Tensor, "1 u v w"]
-    ) -> Float[Tensor, ""] | None:
-        channel = self.channels[placed.proposal.target]
-        if channel is None:
-            return None
-        window = self._window(finding(placed), image.shape[2:])
-        planted = self._cut(self.plant(image, placed, contrast_hu), window)
-        mask = torch.zeros_like(image[:1], dtype=torch.float32)
+    def _losses(
+        self, image: Float[Tensor, "b 1 x y z"], drawn: Sequence[tuple[Placed, Float[Tensor, "1 u v w"]]]
+    ) -> list[Float[Tensor, ""]]:
+        """Look at lesions together, each in a patch of its own."""
+        windows = [self._window(finding(placed), image.shape[2:]) for placed, _ in drawn]
+        planted = [self._cut(self.plant(image, *pair), window) for pair, window in zip(drawn, windows)]
+        logits = self.segmenter.logits(torch.cat(planted))
+        parts = []
+        for one, (placed, _), window in zip(logits.split(1), drawn, windows):
+            channel = self.channels[placed.proposal.target]
+            assert channel is not None, "only tested targets come here"
+            probability = self.segmenter.probability(one, channel)
+            parts.append(unrecognized(probability, self._lesion(image[:1], placed, window)))
+        return parts
+
+    def _lesion(self, image: Patch, placed: Placed, window: Window) -> Bool[Tensor, "1 px py pz"]:
+        """Mark a lesion's voxels in its window."""
+        mask = torch.zeros_like(image, dtype=torch.float32)
         mask[0, 0][placed.proposal.box.slices()] = placed.proposal.lesion.float()
-        same = all(ratio == 1 for ratio in self._ratio)
         size = self.segmenter.patch_size
-        lesion = crop(mask, window.start, size) if same else resample(mask, window.start, self._ratio, size)
-        probability = self.segmenter.probability(self.segmenter.logits(planted), channel)
-        return unrecognized(probability, lesion[:, 0] >= 0.5)
+        if all(ratio == 1 for ratio in self._ratio):
+            return crop_and_pad_nd(mask, window.bounds(size))[:, 0] >= 0.5
+        return resample(mask, window.start, self._ratio, size)[:, 0] >= 0.5
 
 
-def finding(placed: Placed) -> Finding:
-    """Describe a lesion to the judge as the only sample of its batch."""
+def finding(placed: Placed, sample: int = 0) -> Finding:
+    """Describe a lesion to the judge, in a patch of its own: the batch's number `sample`."""
     proposal = placed.proposal
-    return Finding(0, proposal.target, proposal.center, proposal.diameter_mm, proposal.box, proposal.lesion)
+    return Finding(sample, proposal.target, proposal.center, proposal.diameter_mm, proposal.box, proposal.lesion)
 
 
 def make_judge(section: Section, trainer: nnUNetTrainer) -> TrainingJudge:

@@ -95,11 +95,6 @@ def lite_residual(network: nn.Module, inputs: LiteInputs) -> Batch:
     return inputs.envelope * _run(network, inputs.inputs, inputs.look)
 
 
-def lite_contrast(network: nn.Module, inputs: LiteInputs) -> Batch:
-    """Run the lite network: the whole contrast in HU on the grid."""
-    return inputs.base_contrast + lite_residual(network, inputs)
-
-
 def freetumor_inputs(region: Region, look: Look, grid: Grid, window_hu: tuple[float, float]) -> FreetumorInputs:
     """Prepare what the published network and its insertion law see of a lesion."""
     hu, host, distance = _on_grid(region, grid)

@@ -15,14 +15,20 @@ MOMENT_HU = 10.0  # a shell, or a mean residual, that is off by so much counts 1
 Batch = Float[Tensor, "b 1 x y z"]
 
 
-def hinge_critic(real: Float[Tensor, "..."], synthetic: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """Ask for logits above 1 on real and below -1 on synthetic patches."""
-    return functional.relu(1 - real).mean() + functional.relu(1 + synthetic).mean()
+def hinge_critic(
+    real: Float[Tensor, "*r"],
+    real_weight: Float[Tensor, "*r"],
+    synthetic: Float[Tensor, "*n"],
+    synthetic_weight: Float[Tensor, "*n"],
+) -> Float[Tensor, ""]:
+    """Ask for logits above 1 on real and below -1 on synthetic patches, each as far as its weight says."""
+    missed = mean_over(functional.relu(1 - real), real_weight)
+    return missed + mean_over(functional.relu(1 + synthetic), synthetic_weight)
 
 
-def hinge_generator(synthetic: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """Ask for high logits on synthetic patches."""
-    return -synthetic.mean()
+def hinge_generator(synthetic: Float[Tensor, "*n"], weight: Float[Tensor, "*n"]) -> Float[Tensor, ""]:
+    """Ask for high logits on synthetic patches, as far as their weight says."""
+    return -mean_over(synthetic, weight)
 
 
 def voxel_critic(

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnunetv2_freetumor.cases import Case
-from nnunetv2_freetumor.generators import Generator, TextureGenerator
+from nnunetv2_freetumor.generators import Generator
 from nnunetv2_freetumor.hosts import host_mask
 from nnunetv2_freetumor.intensity import RAW_CT
 from nnunetv2_freetumor.plan import Section, Target
@@ -46,11 +46,9 @@ def plant(
     section: Section,
     lesions: int,
     device: torch.device,
-    generator: Generator | None = None,
+    generator: Generator,
 ) -> Planting:
     """Plant up to `lesions` lesions of the section's only target; each keeps away from the ones before.
-
-    They are drawn by `generator`, or by `texture` without one.
 
     Raises:
         ValueError: the label's type cannot hold the tumor's number, the host is empty, or the image is not in HU.
@@ -64,7 +62,6 @@ def plant(
     if host_mm3 < math.pi / 6 * smallest_mm**3:
         reason = f"The host ({host_mm3:.0f} mm3) is smaller than the smallest lesion (diameter {smallest_mm:.1f} mm)."
         return Planting(image, label, [], reason)
-    generator = generator or TextureGenerator()
     context_mm = max(CONTEXT_MM + target.prior.exophytic_mm, generator.window_mm / 2)
     margin = [math.ceil(context_mm / step) for step in spacing_mm]
     box = bounding_box_to_slice(pad_bbox(get_bbox_from_mask(host), margin, host.shape))

@@ -96,11 +96,14 @@ class Synthesizer:
             intensity: how the image encodes HU.
             generators: what draws the lesions of each target; `texture` where they are left out.
             gate: the judge's quality test; none where it is left out.
+
+        Raises:
+            ValueError: the section names another generator, and none is given.
         """
         self.section = section
         self.spacing_mm = spacing_mm
         self.intensity = intensity
-        self.generators = list(generators or [TextureGenerator()] * len(section.targets))
+        self.generators = _without_weights(section) if generators is None else list(generators)
         self.gate = gate
         self.lesions = max(len(target.prior.lesions_per_patch) for target in section.targets)
         self._propose = Proposer(section, spacing_mm, [generator.window_mm for generator in self.generators])
@@ -169,6 +172,16 @@ class Synthesizer:
             parts = (contrast, proposal.lesion, support, kept, tumor, self.intensity)
             changes.append(compose(image[view], label[view], *parts))
         return _Composed(image, label, changes)
+
+
+def _without_weights(section: Section) -> list[Generator]:
+    if section.generator not in ("auto", "texture"):
+        raise ValueError(
+            f"freetumor plans: 'generator' is '{section.generator}', but no generators were given. Pass those that "
+            "choose_generators and build_generators of nnunetv2_freetumor.generator_choice give, or set 'generator' to "
+            "texture."
+        )
+    return [TextureGenerator() for _ in section.targets]
 
 
 def _finding(proposal: Proposal) -> Finding:

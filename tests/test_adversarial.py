@@ -12,7 +12,7 @@ from nnunetv2_freetumor.adversarial import TERMS, AdversarialStep, Networks, Sch
 from nnunetv2_freetumor.adversaries import ADVERSARIES
 from nnunetv2_freetumor.divergence import Divergence, message
 from nnunetv2_freetumor.generator_log import realism
-from nnunetv2_freetumor.learned import LiteInputs
+from nnunetv2_freetumor.learned import FreetumorInputs, LiteInputs
 from nnunetv2_freetumor.lite_network import LiteNet
 from nnunetv2_freetumor.recipes import ABDOMEN_WINDOW_HU, RECIPES, Frame
 from nnunetv2_freetumor.training_windows import Replay, Synthetic, Windows
@@ -51,7 +51,7 @@ def make_step(recipe=RECIPE, adversary="hinge"):
 @pytest.mark.slow
 @pytest.mark.parametrize("real_hu", [-50.0, -10.0])
 def test_the_residual_moves_towards_the_real_contrast(real_hu, rng):
-    step = make_step()
+    step = make_step(RECIPES["lite"])  # at faster rates both networks swing
     for _ in range(50):
         terms = step(lesions(4, rng), windows(4, real_hu, rng))
     fresh = lesions(4, rng)
@@ -80,6 +80,19 @@ def test_the_profile_across_the_surface_does_not_depend_on_how_bold_a_lesion_is(
     assert faint.isfinite().all() and not known[: losses.SHELLS].any() and known[losses.SHELLS :].all()
 
 
+def test_patches_far_from_the_lesion_do_not_count_for_the_patch_critic(rng):
+    kind = ADVERSARIES["hinge"](FRAME.window_hu)
+    critic, seen = kind.network(), windows(2, -50.0, rng)
+    seen = seen._replace(distance_mm=torch.where(torch.arange(SIDE) < SIDE // 2, seen.distance_mm, torch.inf))
+    gradients = []
+    critic.register_forward_hook(lambda module, inputs, logits: logits.register_hook(gradients.append) and None)
+    kind.generator_loss(critic, seen).backward()
+    (gradient,) = gradients
+    half = gradient.shape[-1] // 2
+    assert torch.count_nonzero(gradient[..., half:]) == 0 and torch.count_nonzero(gradient[..., :half]) > 0
+    assert float(gradient.sum()) == pytest.approx(-1)
+
+
 def test_each_target_is_compared_with_its_own_real_lesions(rng):
     recipe = RECIPE
     kind = ADVERSARIES["hinge"](FRAME.window_hu)
@@ -87,8 +100,11 @@ def test_each_target_is_compared_with_its_own_real_lesions(rng):
     step = AdversarialStep(networks, make_optimizer(networks, recipe), recipe, FRAME, kind)
     step(lesions(2, rng)._replace(target=1), windows(2, -80.0, rng))
     assert networks.real_moments[0].isnan().all() and networks.real_moments[1, losses.SHELLS] < -70
+    drawn = networks.synthetic_moments.clone()
+    assert drawn[0].isnan().all() and drawn[1, losses.SHELLS] == pytest.approx(TEXTURE_HU, abs=5)
     step(lesions(2, rng), windows(2, -20.0, rng))
     assert networks.real_moments[0, losses.SHELLS] > -30 and networks.real_moments[1, losses.SHELLS] < -70
+    assert torch.equal(networks.synthetic_moments[1].nan_to_num(), drawn[1].nan_to_num())
 
 
 def test_the_voxel_critic_trains_lite_as_well(rng):
@@ -99,9 +115,21 @@ def test_the_voxel_critic_trains_lite_as_well(rng):
 
 def test_nothing_changes_outside_the_support(rng):
     step, fresh = make_step(), lesions(2, rng)
+    fresh = fresh._replace(support=fresh.support * (torch.arange(SIDE) < SIDE // 2))  # the organ ends in the middle
     step(fresh, windows(2, -50.0, rng))
     drawn = draw(step.networks.generator, fresh, FRAME)
+    assert torch.count_nonzero(drawn.residual_hu) > 0
     assert torch.count_nonzero(drawn.contrast_hu * (1 - fresh.support)) == 0
+
+
+def test_the_published_network_changes_nothing_outside_the_support_either(rng):
+    fresh = lesions(2, rng)
+    hu, ones = fresh.windows.hu, torch.ones_like(fresh.support)
+    seen = FreetumorInputs(ones, ones, ones, hu, ones, fresh.windows.distance_mm, 425 * ones[:, :, :1, :1, :1])
+    drawn = draw(torch.nn.Identity(), fresh._replace(inputs=seen), FRAME)
+    assert float((drawn.contrast_hu * fresh.support).min()) == pytest.approx(-425 * math.tanh(1), rel=1e-3)
+    for part in drawn:
+        assert torch.count_nonzero(part * (1 - fresh.support)) == 0
 
 
 def test_the_critics_turn_leaves_the_generator_alone(rng):

@@ -57,6 +57,15 @@ def test_epochs_from_before_are_padded_with_nan_and_known_ones_kept(logger):
     assert epoch_log.history(logger)["planted"][3] == 5.0
 
 
+def test_other_names_are_registered_and_read_under_a_key_of_their_own(logger):
+    epoch_log.register(logger, 1, "other/", ("a", "b"))
+    logger.log("other/b", 2.0, 1)
+    history = epoch_log.history(logger, "other/", ("a", "b"))
+    assert list(history) == ["a", "b"] and math.isnan(history["a"][0]) and history["b"][1] == 2.0
+    with pytest.raises(AssertionError):
+        logger.log("freetumor/planted", 1.0, 0)
+
+
 def test_the_log_lines_carry_the_counts_and_the_sizes():
     first, second = epoch_log.epoch_lines(COUNTED)
     assert first == (

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,6 +70,15 @@ def test_phantoms_are_no_real_tumors(make):
     assert made.card.real_tumors == () and "phantoms" in made.card.training_data
 
 
+def test_the_judge_waits_until_its_warmup_is_over(make):
+    made, asked = make(judge_warmup_epochs=3), []
+    made.initialize()
+    made._rng, made._stage = None, SimpleNamespace(train=lambda image, label, rng, judged: asked.append(judged))
+    for made.current_epoch in (0, 2, 3, 9):
+        made.train_step({"data": torch.zeros(1), "target": torch.zeros(1)})
+    assert asked == [False, False, True, True]
+
+
 @pytest.mark.slow
 def test_a_training_leaves_weights_card_curves_and_previews_and_can_be_continued(make):
     made = make(epochs=1)
@@ -84,9 +94,10 @@ def test_a_training_leaves_weights_card_curves_and_previews_and_can_be_continued
     assert (folder / generator_trainer.CURVES).is_file() and (folder / "freetumor_preview_epoch_0000.png").is_file()
     assert (folder / "progress.png").is_file()
 
-    again = make()
+    again = make(lesions_per_step=1)
     again.num_epochs = 2
     again.load_checkpoint(str(folder / "checkpoint_final.pth"))
+    assert again.recipe.lesions_per_step == 2, "a training goes on as it began"
     assert torch.equal(again.network.critic.last.bias, made.network.critic.last.bias)
     assert again.optimizer.state_dict()["state"].keys() == made.optimizer.state_dict()["state"].keys()
     again.run_training()

@@ -83,17 +83,22 @@ def wheel(request, source, tmp_path_factory):
     return next(folder.glob("*.whl"))
 
 
-@pytest.fixture
-def installed(wheel, source, tmp_path):
+def install(wheel, source, folder):
     """Install into a new environment that has nothing else."""
-    venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
-    python = tmp_path / "venv" / "bin" / "python"
+    venv.create(folder / "venv", with_pip=False, symlinks=True)
+    python = folder / "venv" / "bin" / "python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"))
     (site / "other.py").touch()  # an empty folder would go with the uninstall
     before = names(site)
     pip(python, "install", "--no-deps", "--no-index", str(wheel))
     package = (source if "editable" in str(wheel) else site) / "nnunetv2_freetumor"
     return Installed(python, site, package / "ext_trainer", before)
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, source, tmp_path_factory):
+    """Share an environment among the tests that leave it as it was."""
+    return install(wheel, source, tmp_path_factory.mktemp("shared"))
 
 
 def test_every_python_start_knows_the_trainers_and_keeps_the_users_own_folder(installed):
@@ -119,11 +124,17 @@ def test_the_priors_and_the_bundled_generator_are_installed_with_the_package(ins
 
 def test_nnunet_finds_the_trainer_with_no_variable_set(installed):
     outer = sysconfig.get_path("purelib")  # nnU-Net and torch of the environment that runs the tests, without its hooks
-    (installed.site / "zz_outer.pth").write_text(outer + "\n")
-    assert run(installed.python, "-W", "ignore", "-c", FIND).splitlines()[-1] == "nnunetv2_freetumor.trainer"
+    link = installed.site / "zz_outer.pth"
+    link.write_text(outer + "\n")
+    try:
+        assert run(installed.python, "-W", "ignore", "-c", FIND).splitlines()[-1] == "nnunetv2_freetumor.trainer"
+    finally:
+        link.unlink()
 
 
-def test_uninstalling_leaves_nothing(installed):
+def test_uninstalling_leaves_nothing(wheel, source, tmp_path):
+    installed = install(wheel, source, tmp_path)
+    assert run(installed.python, "-c", SHOW) == str(installed.ext_trainer)
     pip(installed.python, "uninstall", "-y", "nnunetv2_freetumor")
     assert names(installed.site) == installed.before
     assert run(installed.python, "-c", SHOW) == "None"

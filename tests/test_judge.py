@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 import torch
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from test_synthesis import PRIOR, counted, make_section
 from torch import nn
 
 from nnunetv2_freetumor.intensity import RAW_CT, Intensity
-from nnunetv2_freetumor.judge import Finding, JudgeGate, Verdict, crop, resample
+from nnunetv2_freetumor.judge import Finding, JudgeGate, Verdict, resample
 from nnunetv2_freetumor.plan import SizeClass
 from nnunetv2_freetumor.segmenter import FrozenSegmenter
 from nnunetv2_freetumor.synthesis import Synthesizer
@@ -161,7 +162,7 @@ def test_resampling_to_the_same_spacing_is_cropping():
     image = torch.randn(1, 1, 9, 8, 7)
     for start in ((0, 0, 0), (2, -3, 4), (-2, 5, -1)):
         same = resample(image, start, (1.0, 1.0, 1.0), (6, 7, 5))
-        torch.testing.assert_close(same, crop(image, start, (6, 7, 5)))
+        torch.testing.assert_close(same, crop_and_pad_nd(image, [[a, a + n] for a, n in zip(start, (6, 7, 5))]))
 
 
 def test_a_judge_whose_axes_are_transposed_sees_them_in_its_own_order():

@@ -17,8 +17,8 @@ from nnunetv2_freetumor.learned import (
     envelope,
     freetumor_contrast,
     freetumor_inputs,
-    lite_contrast,
     lite_inputs,
+    lite_residual,
     sampled_texture,
 )
 from nnunetv2_freetumor.lite_network import LiteNet
@@ -149,13 +149,14 @@ def test_a_gradient_reaches_the_network_and_several_lesions_may_be_joined():
         lite_inputs(region, Texture(), make_look(), make_grid(region, ISOTROPIC, 4, sides), WINDOW)
         for region in regions
     ]
-    contrast = lite_contrast(network, LiteInputs(*(torch.cat(parts) for parts in zip(*single))))
+    joined = LiteInputs(*(torch.cat(parts) for parts in zip(*single)))
+    contrast = joined.base_contrast + lite_residual(network, joined)
     assert contrast.shape == (2, 1, *sides)
     grid = make_grid(regions[1], ISOTROPIC, 4, sides)
     from_grid(contrast[1, 0], regions[1], grid).square().mean().backward()
     assert all(weight.grad is not None for weight in network.parameters())
     assert float(network.enter.first.weight.grad.abs().sum()) > 0
-    alone = lite_contrast(network, single[1])
+    alone = single[1].base_contrast + lite_residual(network, single[1])
     assert torch.allclose(alone[0], contrast[1], atol=1e-3)
 
 

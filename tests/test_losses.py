@@ -16,9 +16,16 @@ def logits_of(probability: dict[int, float], shape=(1, 3, 2, 2, 2)) -> torch.Ten
 
 
 def test_hinge_losses_count_what_lies_on_the_wrong_side_of_the_margin():
-    real, synthetic = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])
-    assert losses.hinge_critic(real, synthetic) == pytest.approx((0 + 0.5) / 2 + (0 + 1.0) / 2)
-    assert losses.hinge_generator(synthetic) == pytest.approx(1.5)
+    real, synthetic, all_alike = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0]), torch.ones(2)
+    critic_loss = losses.hinge_critic(real, all_alike, synthetic, all_alike)
+    assert critic_loss == pytest.approx((0 + 0.5) / 2 + (0 + 1.0) / 2)
+    assert losses.hinge_generator(synthetic, all_alike) == pytest.approx(1.5)
+
+
+def test_hinge_losses_average_by_weight():
+    real, synthetic, weight = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0]), torch.tensor([0.25, 0.75])
+    assert losses.hinge_critic(real, weight, synthetic, weight) == pytest.approx(0.75 * 0.5 + 0.75 * 1.0)
+    assert losses.hinge_generator(synthetic, weight) == pytest.approx(0.25 * 3.0)
 
 
 def test_the_voxel_critic_is_the_mean_miss_over_both_kinds_of_tumor():

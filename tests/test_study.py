@@ -18,6 +18,7 @@ OPTIONS = {
     "epochs": 1,
     "iterations": 1,
     "arms": ["real", "texture", "threshold"],
+    "jobs": 2,
     "device": "cpu",
 }
 
@@ -42,7 +43,19 @@ def small(monkeypatch):
         monkeypatch.setenv(name, "restored after the test")
 
 
-def test_a_study_runs_from_phantoms_to_its_table_and_goes_on_where_it_was(small, tmp_path, capsys):
+def stop_where_the_protocol_is_frozen_and_no_test_case_exists(prepared, wish):
+    """Stand in for the making of the test cases."""
+    assert (prepared.place.root / "protocol.json").is_file()
+    assert not (prepared.place.images / "test_000_0000.nii.gz").exists()
+    raise ValueError("far enough")
+
+
+def test_a_study_runs_from_phantoms_to_its_table_and_goes_on_where_it_was(small, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as stopped, pytest.raises(ValueError, match="far enough"):
+        stopped.setattr(study, "make_test_cases", stop_where_the_protocol_is_frozen_and_no_test_case_exists)
+        study.study_command(tmp_path, **OPTIONS)
+    capsys.readouterr()
+
     study.study_command(tmp_path, **OPTIONS)
     first = capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
@@ -58,6 +71,7 @@ def test_a_study_runs_from_phantoms_to_its_table_and_goes_on_where_it_was(small,
     assert (tmp_path / "table.md").read_text().strip() in first
     assert (tmp_path / "study.png").stat().st_size > 0
     assert not list((tmp_path / "runs").rglob("*.npz"))
+    assert first.count("done in an earlier run") == len(study_data.phantom_steps(tmp_path))
 
     study.study_command(tmp_path, **OPTIONS)
     again = capsys.readouterr().out
@@ -76,14 +90,3 @@ def test_arms_and_settings_that_join_later_leave_a_protocol_valid_and_nothing_el
         with pytest.raises(ValueError, match=f"frozen with another {next(iter(changed))}, and a study whose"):
             study_protocol.keep(path, frozen | changed)
     assert json.loads(path.read_text()) == frozen
-
-
-def test_the_protocol_is_frozen_before_a_test_case_exists(small, tmp_path, monkeypatch):
-    def seen(prepared, wish):
-        assert (tmp_path / "protocol.json").is_file()
-        assert not (prepared.place.images / "test_000_0000.nii.gz").exists()
-        raise ValueError("far enough")
-
-    monkeypatch.setattr(study, "make_test_cases", seen)
-    with pytest.raises(ValueError, match="far enough"):
-        study.study_command(tmp_path, **OPTIONS)

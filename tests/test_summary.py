@@ -348,6 +348,13 @@ def test_false_positives_off_the_organ_can_be_left_out_of_the_rate():
     assert sensitivity_at([scores], Rate(1.0, in_host=True), RULE).value == 1.0
 
 
+def test_of_the_false_positives_those_with_half_of_their_voxels_on_the_organ_are_on_it():
+    score = case("a", alarms_ml=[1] * 4)
+    alarms = [alarm._replace(in_host=share) for alarm, share in zip(score.predictions, (1.0, 0.5, 0.49, 0.0))]
+    summary = summarize("p", [score._replace(predictions=tuple(alarms))], RULE)
+    assert (summary.false_positives_per_scan.value, summary.false_positives_in_host.value) == (4, 2)
+
+
 def test_without_an_organ_label_nothing_is_said_of_false_positives_on_the_organ():
     counts = sweep([1, 4], [1, 4])
     scores = [

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from nnunetv2_freetumor.generators import TextureGenerator
 from nnunetv2_freetumor.intensity import RAW_CT, Intensity
 from nnunetv2_freetumor.plan import Prior, Section, Shape, SizeClass, Target, Texture
 from nnunetv2_freetumor.synthesis import COUNTS, Synthesizer
@@ -282,6 +283,17 @@ def test_several_targets_share_a_batch(organ_phantom):
         assert torch.equal(result.label == 5, (result.label == 5) & (label == 4))
         seen |= set(result.label.unique().tolist()) & {2, 5}
     assert seen == {2, 5}
+
+
+def test_a_section_that_names_a_generator_is_not_drawn_by_texture_in_silence(organ_phantom):
+    for generator in ("auto", "texture"):
+        assert synthesize(organ_phantom, generator=generator)[0].lesions
+    with pytest.raises(
+        ValueError, match="'generator' is 'lite', but no generators were given. Pass .*build_generators"
+    ):
+        synthesize(organ_phantom, generator="lite")
+    section = make_section(generator="lite")
+    assert Synthesizer(section, organ_phantom.spacing_mm, RAW_CT, [TextureGenerator()]).section is section
 
 
 @pytest.mark.gpu
