@@ -3,12 +3,12 @@
 from typing import Any
 
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from nnunetv2_freetumor import augmentation, generator_card, generator_log, plan
 from nnunetv2_freetumor.adversarial import Networks, Schedule, make_optimizer
 from nnunetv2_freetumor.adversaries import ADVERSARIES, Adversary
+from nnunetv2_freetumor.pool_training import PoolMixin
 from nnunetv2_freetumor.recipes import frame_for, recipe_for
 from nnunetv2_freetumor.training_section import resolve_section
 from nnunetv2_freetumor.weights import build_network
@@ -20,7 +20,7 @@ ONE_GPU = (
 )
 
 
-class GeneratorSetup(nnUNetTrainer):
+class GeneratorSetup(PoolMixin):
     """Settle what is trained and how; the stage itself is in `generator_trainer`."""
 
     num_epochs: int
