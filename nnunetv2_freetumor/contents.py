@@ -14,6 +14,14 @@ from nnunetv2_freetumor.cases import read_case, write_json
 RANGE_HU = (-1024, 3071)  # padding and metal are stored differently here and there
 
 
+FileStates = tuple[tuple[int, int], ...]
+
+
+def state_of(*paths: Path) -> FileStates:
+    """Tell by size and time whether files are still what they were."""
+    return tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
+
+
 def content_hash(array: np.ndarray) -> str:
     """Hash how often each HU occurs, and the size: the same for any type, flip, turn, origin and spacing.
 
@@ -30,8 +38,7 @@ def labeled_contents(images: Iterable[Path], cache: Path) -> dict[str, str]:
     known: dict[str, Any] = json.loads(cache.read_text(encoding="utf-8")) if cache.is_file() else {}
     found = {}
     for path in tqdm(sorted(images), desc="labeled cases", unit="case", disable=None):
-        stat = path.stat()
-        state = [stat.st_size, stat.st_mtime_ns]
+        state = [*state_of(path)[0]]
         entry = known.get(str(path))
         found[str(path)] = entry if entry and entry[:2] == state else [*state, content_hash(read_case(path).array)]
     write_json(found, cache)

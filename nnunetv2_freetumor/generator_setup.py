@@ -1,5 +1,6 @@
 """What stands before nnU-Net builds a generator's training: section, recipe, card, networks, optimizer."""
 
+import dataclasses
 from typing import Any
 
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
@@ -105,6 +106,14 @@ class GeneratorSetup(PoolMixin):
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
         """Give the loaders nnU-Net's spatial transforms only: a generator learns from clean CT."""
         return augmentation.split(super().get_training_transforms(*args, **kwargs)).loader
+
+    def get_tr_and_val_datasets(self) -> Any:
+        """Get nnU-Net's data sets, and put the pool on the card."""
+        datasets = super().get_tr_and_val_datasets()
+        if self._pool is not None:
+            data = f"{self.card.training_data}, and the organs of {len(self._pool.cases)} unlabeled cases"
+            self.card = dataclasses.replace(self.card, training_data=data)
+        return datasets
 
     def get_validation_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
         """Leave validation patches as they are, padding and labels included."""

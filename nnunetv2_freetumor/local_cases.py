@@ -16,6 +16,7 @@ from nnunetv2_freetumor.case_reports import PEAK, CaseReport
 
 STATUS = Path("/proc/self/status")
 TRIES = 3  # of a case whose process dies
+ONE_AT_A_TIME = threading.Lock()  # in a dask worker with several threads: PyTorch's number of threads is the process's
 DIED = "every worker process that tried this case died; is there enough memory?"
 
 
@@ -47,8 +48,9 @@ def attempt(function: Work, version: str, order: HasCase) -> CaseReport:
                 f"this worker has nnunetv2_freetumor {__version__}, but the command is version {version}: install the "
                 "same one everywhere"
             )
-        start = time.monotonic()
-        report = function(order)
+        with ONE_AT_A_TIME:
+            start = time.monotonic()
+            report = function(order)
         return report._replace(counts=report.counts | {"seconds": time.monotonic() - start, **_memory()})
     except (ValueError, OSError) as error:  # the text is meant for people
         return CaseReport(order.case, "failed", str(error))

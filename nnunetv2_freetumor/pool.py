@@ -183,7 +183,7 @@ def write_volumes(folder: Path, record: Record, volumes: Volumes, patch_size: Se
         nnUNetDatasetBlosc2.save_case(
             image, label, properties, str(unfinished / record.case), chunks, blocks, chunks_seg, blocks_seg
         )
-    write_json(record._asdict(), _record_file(folder, record.case))
+    write_record(folder, record)
 
 
 def write_label(folder: Path, record: Record, volumes: Volumes, patch_size: Sequence[int]) -> None:
@@ -192,6 +192,16 @@ def write_label(folder: Path, record: Record, volumes: Volumes, patch_size: Sequ
     with replacing_all(folder) as unfinished:
         nnUNetDatasetBlosc2.save_seg(volumes.label, str(unfinished / f"{record.case}_seg"), chunks, blocks)
         write_pickle(volumes.properties, str(unfinished / f"{record.case}.pkl"))
+    write_record(folder, record)
+
+
+def files_of(folder: Path, case: str) -> list[Path]:
+    """List a complete case's files."""
+    return [folder / f"{case}{ending}" for ending in (".b2nd", "_seg.b2nd", ".pkl")] + [_record_file(folder, case)]
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Write a case's record, after its files."""
     write_json(record._asdict(), _record_file(folder, record.case))
 
 

@@ -11,7 +11,7 @@ from nnunetv2_freetumor.pool_images import ENDINGS, GEOMETRY, NO_MASK, UNREADABL
 from nnunetv2_freetumor.pool_labels import PoolLabels, annotated_values, value_for
 from nnunetv2_freetumor.pool_segmenter import Model, predict_labels
 
-BELOW = ("", "segmentations")  # where the masks of a case's folder may lie
+BELOW = "segmentations"  # where the masks of a case's folder may lie, too
 
 
 class Masks(NamedTuple):
@@ -19,10 +19,15 @@ class Masks(NamedTuple):
 
     label: np.ndarray  # (z y x) int16
     annotated: frozenset[int]
+    bytes_in: int = 0  # of the files that were read
 
 
-def read_masks(folder: Path, case: str, image: Case, known: PoolLabels, name_map: Mapping[str, str]) -> Masks:
+def read_masks(
+    folder: Path, case: str, image: Case, known: PoolLabels, name_map: Mapping[str, str], alone: bool = False
+) -> Masks:
     """Read a case's masks: one label map `CASE.nii.gz`, or a folder `CASE` with one mask file for each organ.
+
+    Those of a case that is alone may lie in the folder itself.
 
     Raises:
         Unusable: there are none, they cannot be read, or do not lie on the image's grid.
@@ -31,8 +36,8 @@ def read_masks(folder: Path, case: str, image: Case, known: PoolLabels, name_map
     single = next((path for ending in ENDINGS if (path := folder / f"{case}{ending}").is_file()), None)
     if single is not None:
         return _from_values(_read(single, image), single, known, name_map)
-    for below in BELOW:
-        found = {path: value_for(name, known, name_map) for name, path in _mask_files(folder / case / below)}
+    for place in [folder / case, folder / case / BELOW, *[folder] * alone]:
+        found = {path: value_for(name, known, name_map) for name, path in _mask_files(place)}
         wanted = {path: value for path, value in found.items() if value is not None}
         if wanted:
             return _from_files(wanted, image, known)
@@ -63,7 +68,8 @@ def _from_files(files: Mapping[Path, int], image: Case, known: PoolLabels) -> Ma
     for path, value in sorted(files.items(), key=lambda item: item[1] in known.lesions):  # lesions over organs
         mask = _read(path, image) > 0
         label[mask & ((label == 0) | (value in known.lesions))] = value
-    return Masks(label, annotated_values({path.name: value for path, value in files.items()}, known))
+    annotated = annotated_values({path.name: value for path, value in files.items()}, known)
+    return Masks(label, annotated, sum(path.stat().st_size for path in files))
 
 
 def _from_values(array: np.ndarray, path: Path, known: PoolLabels, name_map: Mapping[str, str]) -> Masks:
@@ -77,7 +83,7 @@ def _from_values(array: np.ndarray, path: Path, known: PoolLabels, name_map: Map
         if meaning[value] not in own:
             raise Unusable(NO_MASK, f"{path} holds the value {value}, which is no label of the dataset: use --name-map")
         label[array == value] = meaning[value]
-    return Masks(label, frozenset(meaning.values()) - known.lesions - {known.ignore})
+    return Masks(label, frozenset(meaning.values()) - known.lesions - {known.ignore}, path.stat().st_size)
 
 
 def predict_masks(model: Model, image: Case, known: PoolLabels, name_map: Mapping[str, str]) -> Masks:

@@ -1,9 +1,11 @@
 """Find CT images, read them from NIfTI, NRRD, MHA or a folder with a DICOM series, and tell what is no CT in HU."""
 
 import os
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -14,7 +16,8 @@ ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 NOT_CT, WRONG_HU, NO_HOST = "not CT", "wrong HU", "no host in view"
 UNREADABLE, GEOMETRY, NO_MASK = "unreadable", "geometry mismatch", "no host mask"
-DUPLICATE = "duplicate of a labeled case"
+DUPLICATE, NAME_TAKEN = "duplicate of a labeled case", "name taken"
+NO_IMAGES = ("DICOMDIR",)  # begin as DICOM files do
 FAT_HU = -100.0  # every CT of a body holds voxels below this
 SHIFTED_HU = (900.0, 1600.0)  # organs in files that hold HU + 1024
 MARGIN_HU = 100.0  # around the plans' window, for the median of an organ
@@ -55,9 +58,16 @@ def find_images(images: str | Path) -> list[ImageFile]:
             f"one DICOM series each ({', '.join(DICOM_ENDINGS)} or files without an ending)."
         )
     names = [case_name(path) for path in found]
-    taken = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
-    by_path = ["_".join(path.relative_to(root).with_name(name).parts) for path, name in zip(found, names)]
-    return [ImageFile(b if name in taken else name, str(p)) for name, b, p in zip(names, by_path, found)]
+    by_path = ["_".join((path.relative_to(root).parent / name).parts) for path, name in zip(found, names)]
+    cases = _where_several(by_path, names)
+    marks = [f"{case}_{zlib.crc32(str(path.relative_to(root)).encode()):08x}" for case, path in zip(cases, found)]
+    return [ImageFile(case, str(path)) for case, path in zip(_where_several(marks, cases), found)]
+
+
+def _where_several(longer: list[str], names: list[str]) -> list[str]:
+    """Take longer names for those that occur several times."""
+    times = Counter(names)
+    return [long if times[name] > 1 else name for long, name in zip(longer, names)]
 
 
 def case_name(path: Path) -> str:
@@ -70,17 +80,21 @@ def _walk(root: Path) -> Iterator[Path]:
     for folder, _, files in os.walk(root):
         volumes = [name for name in files if name.lower().endswith(ENDINGS)]
         yield from (Path(folder) / name for name in volumes)
-        if not volumes and any(_is_dicom(Path(folder) / name) for name in sorted(files)[:3]):
+        others = sorted(name for name in files if name not in NO_IMAGES and not name.startswith("."))
+        if not volumes and any(_is_dicom(Path(folder) / name) for name in others[:3]):
             yield Path(folder)
 
 
 def _is_dicom(path: Path) -> bool:
     if path.suffix.lower() in DICOM_ENDINGS:
         return True
-    if path.name.startswith(".") or (path.suffix and not path.suffix[1:].isdigit()):
+    if path.suffix and not path.suffix[1:].isdigit():
         return False
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return True  # so that it is listed, and its report says that it cannot be read
 
 
 def read_ct(path: str | Path) -> Case:
@@ -128,6 +142,13 @@ def _check_slices(reader: sitk.ImageSeriesReader, slices: int) -> None:
         raise Unusable(GEOMETRY, f"slices lie {gaps_mm.min():.2f} to {gaps_mm.max():.2f} mm apart; some may be missing")
 
 
+def bytes_of(path: str | Path) -> int:
+    """Add up what an image takes on disk; of a folder, its files."""
+    path = Path(path)
+    files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
 def check_looks_like_ct(image: Case) -> None:
     """Refuse images that hold neither fat nor air.
 
@@ -161,8 +182,18 @@ def check_host_hu(image: Case, host: np.ndarray, window_hu: tuple[float, float])
         )
 
 
+def in_readers_orientation(case: Case, plans: dict[str, Any]) -> Case:
+    """Turn a volume as nnU-Net's reader does that the plans name."""
+    return reoriented(case, "RAS") if "Reorient" in plans.get("image_reader_writer", "") else case
+
+
 def _thin(image: Case, axis: int) -> int:
     return _EVERY if image.array.shape[axis] >= 16 * _EVERY else 1
+
+
+def orientation_of(case: Case) -> str:
+    """Name where a volume's axes point to, such as LPS."""
+    return sitk.DICOMOrientImageFilter().GetOrientationFromDirectionCosines(case.direction)
 
 
 def reoriented(case: Case, orientation: str) -> Case:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from nnunetv2_freetumor import pool
 from nnunetv2_freetumor.case_reports import CaseReport
-from nnunetv2_freetumor.pool_case import Job, counted, read_place, without
+from nnunetv2_freetumor.pool_case import Job, counted, milliliters, read_place, without
 from nnunetv2_freetumor.pool_images import Unusable
 from nnunetv2_freetumor.pool_segmenter import load_model, predict_lesions
 
@@ -32,11 +32,14 @@ def mark_case(order: MarkOrder) -> CaseReport:
     assert record is not None, "orders are made from the records"
     volumes = pool.read_volumes(place.folder, order.case)
     suspects = predict_lesions(model, volumes.image, place.labels.lesion_names())
+    suspects &= volumes.label[0] != place.labels.ignore  # an earlier look may have taken them out
     try:
         volumes, counts = without(volumes, suspects, place)
     except Unusable as error:
+        pool.write_record(place.folder, record._replace(cleared=""))  # whoever has cleared it before
         return CaseReport(order.case, "skipped", str(error))
-    counts |= counted("suspect voxels", "cases with suspects", int(suspects.sum()))
+    found_ml = milliliters(suspects, place.configuration.spacing)
+    counts |= counted("ml of suspects", "cases with suspects", found_ml)
     names = set(record.counts) | set(counts)
     both = {name: record.counts.get(name, 0.0) + counts.get(name, 0.0) for name in names}
     both |= {name: 1.0 for name in names if name.startswith("cases with")}

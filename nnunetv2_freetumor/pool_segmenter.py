@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,11 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_freetumor.cases import Case
+from nnunetv2_freetumor.contents import FileStates, state_of
 from nnunetv2_freetumor.frozen_segmenter import CHECKPOINT, load_segmenter
 from nnunetv2_freetumor.plan import plans_hash
+from nnunetv2_freetumor.pool_images import in_readers_orientation, orientation_of, reoriented
+from nnunetv2_freetumor.pool_training import PoolMixin
 from nnunetv2_freetumor.segmenter import FrozenSegmenter
 
 
@@ -27,9 +32,8 @@ class Model(NamedTuple):
     configuration: str
 
 
-@lru_cache(maxsize=2)
 def load_model(path: str, device: str) -> Model:
-    """Load a model folder, or one of its folds, once per process, without executing what its checkpoint holds.
+    """Load a model folder, or one of its folds, without executing what its checkpoint holds; again if it has changed.
 
     Without a fold it is `fold_all`, or the first finished one; without a device, CUDA where this process has it.
 
@@ -37,6 +41,12 @@ def load_model(path: str, device: str) -> Model:
         ValueError: see `load_segmenter`; also a folder that is not called `TRAINER__PLANS__CONFIGURATION`.
     """
     folder, fold = _fold(Path(path))
+    files = [folder / f"fold_{fold}" / CHECKPOINT, folder / "plans.json", folder / "dataset.json"]
+    return _load_model(folder, fold, device, state_of(*(file for file in files if file.is_file())))
+
+
+@lru_cache(maxsize=2)
+def _load_model(folder: Path, fold: str, device: str, _state: FileStates) -> Model:
     if folder.name.count("__") != 2:
         raise ValueError(f"{folder} is no nnU-Net model folder: those are called TRAINER__PLANS__CONFIGURATION.")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -77,6 +87,21 @@ def check_judge(model: Model, plans: dict[str, Any], configuration: str, lesions
         model.segmenter.channel(name)
 
 
+def has_met_lesions(model: Model, dataset: str, absent: Sequence[str], lesions: Sequence[str]) -> bool:
+    """Tell whether a model has been shown one of some lesions, by a label or by a trainer that plants them.
+
+    Of a model of another dataset that is taken for granted.
+
+    Args:
+        model: any trained model.
+        dataset: name of the dataset whose labels no case holds that `absent` names.
+        absent: names of labels.
+        lesions: names of labels.
+    """
+    trainer = recursive_find_trainer_class_by_name(model.segmenter.name.split("__")[0])
+    return model.segmenter.dataset != dataset or issubclass(trainer, PoolMixin) or not set(lesions) <= set(absent)
+
+
 def predict_lesions(model: Model, image: np.ndarray, lesions: list[str]) -> np.ndarray:
     """Mark the voxels (x y z) of a preprocessed image (1 x y z) that a model calls one of the lesions' labels."""
     with torch.inference_mode():
@@ -89,5 +114,7 @@ def predict_lesions(model: Model, image: np.ndarray, lesions: list[str]) -> np.n
 
 def predict_labels(model: Model, image: Case) -> np.ndarray:
     """Predict the label map, in the model's own values, of a raw image on its own grid."""
-    array = image.array[None].astype(np.float32)
-    return model.predictor.predict_single_npy_array(array, {"spacing": list(image.spacing_mm)})
+    turned = in_readers_orientation(image, model.plans)
+    array = turned.array[None].astype(np.float32)
+    label = model.predictor.predict_single_npy_array(array, {"spacing": list(turned.spacing_mm)})
+    return reoriented(turned._replace(array=label.astype(np.int16)), orientation_of(image)).array

@@ -113,7 +113,7 @@ def read_record(path: str | Path) -> Recorded:
             data["device"],
         )
         recorded = Recorded(data["case"], data["source"], recipe, data["result"])
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a provenance file of format {FORMAT} ({error}). 'synthesize-dataset' writes them to "
             "provenance/CASE.json of the dataset that it makes."

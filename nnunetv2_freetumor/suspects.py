@@ -10,6 +10,7 @@ from scipy import ndimage
 
 HOLE_MM = 3.0  # equivalent diameter; smaller holes are noise of the mask
 MARGIN_MM = 5.0  # taken out around suspects and holes
+ISLAND_SHARE = 0.1  # of the largest part; a second kidney is larger
 
 
 def take_out(label: np.ndarray, marked: np.ndarray, ignore: int, spacing_mm: Sequence[float]) -> np.ndarray:
@@ -39,14 +40,31 @@ def find_holes(label: np.ndarray, hosts: Sequence[int], ignore: int, spacing_mm:
     return holes
 
 
+def find_islands(label: np.ndarray, hosts: Sequence[int]) -> np.ndarray:
+    """Mark a predicted host's parts that are far smaller than its largest one: models find bits of it elsewhere."""
+    islands = np.zeros(label.shape, dtype=bool)
+    for value in hosts:
+        parts, _ = ndimage.label(label == value, np.ones((3, 3, 3)))
+        sizes = np.bincount(parts.ravel())
+        sizes[0] = 0
+        small = (sizes > 0) & (sizes < ISLAND_SHARE * sizes.max())
+        islands |= small[parts]
+    return islands
+
+
 def within_mm(mask: np.ndarray, radius_mm: float, spacing_mm: Sequence[float]) -> np.ndarray:
     """Mark what lies within a distance of a mask, the mask included."""
     grown = mask.copy()
     if not mask.any():
         return grown
     reach = [math.ceil(radius_mm / step) for step in spacing_mm]
-    box = bounding_box_to_slice(pad_bbox(get_bbox_from_mask(mask), reach, mask.shape))
-    grown[box] = ndimage.distance_transform_edt(~mask[box], sampling=tuple(spacing_mm)) <= radius_mm
+    whole = bounding_box_to_slice(pad_bbox(get_bbox_from_mask(mask), reach, mask.shape))
+    parts, _ = ndimage.label(mask[whole], np.ones((3, 3, 3)))
+    for part in ndimage.find_objects(parts):  # one by one: a single distance map would span the whole scan
+        bounds = [[side.start, side.stop] for side in part]
+        box = bounding_box_to_slice(pad_bbox(bounds, reach, parts.shape))
+        near = ndimage.distance_transform_edt(parts[box] == 0, sampling=tuple(spacing_mm)) <= radius_mm
+        grown[whole][box] |= near
     return grown
 
 

@@ -6,13 +6,12 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from nnunetv2_freetumor import case_reports, cases, offline, synthetic_orders, synthetic_splits
 from nnunetv2_freetumor.cluster import check_cluster, run_cases
-from nnunetv2_freetumor.synthetic_case import PROVENANCE, is_made, make_case
+from nnunetv2_freetumor.synthetic_case import PROVENANCE, files_of, is_made, make_case
 from nnunetv2_freetumor.synthetic_orders import Orders, Wish
 from nnunetv2_freetumor.synthetic_sources import Sources, from_dataset, from_folders
 
@@ -56,7 +55,7 @@ def synthesize_dataset(
     sources = _sources(dataset, images, hosts, plans_name, prior, host, tumor)
     orders = synthetic_orders.make_orders(sources, folder, Wish(per_case, lesions, seed, generator, device))
     print(*orders.choices, sep="\n")
-    _prepare(folder, orders.settings)
+    _prepare(folder, orders)
     _copy_real_cases(sources, folder)
     if workers is None and scheduler is None and device == "cuda":
         workers = 1  # one process for a GPU
@@ -89,6 +88,13 @@ def _places(output: str) -> tuple[Path, Path | None]:
         )
     root = os.environ.get(_PREPROCESSED)
     preprocessed = Path(root) / folder.name if root else None
+    number = folder.name.partition("_")[0]
+    for place in filter(None, (folder, preprocessed)):
+        if others := sorted({path.name for path in place.parent.glob(f"{number}_*")} - {folder.name}):
+            raise ValueError(
+                f"{place.parent} holds {others[0]}, and nnU-Net knows datasets by their number. Choose another number "
+                "with -o."
+            )
     synthetic_splits.check_place(preprocessed)
     return folder, preprocessed
 
@@ -114,9 +120,9 @@ def _sources(
     return from_dataset(dataset, plans_name)
 
 
-def _prepare(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folders, or refuse those of a run with other settings."""
-    known = folder / SETTINGS
+def _prepare(folder: Path, orders: Orders) -> None:
+    """Make the folders, or refuse those of a run with other settings or other sources."""
+    settings, known = orders.settings, folder / SETTINGS
     if known.is_file():
         before = json.loads(known.read_text(encoding="utf-8"))
         changed = [
@@ -128,6 +134,12 @@ def _prepare(folder: Path, settings: dict[str, Any]) -> None:
             raise ValueError(
                 f"{folder} was begun with other settings ({'; '.join(changed)}). Give the same again to go on, or "
                 "another -o."
+            )
+        made = {path.stem for path in (folder / PROVENANCE).glob("*.json")}
+        if others := sorted(made - {order.case for order in orders.orders}):
+            raise ValueError(
+                f"{folder} holds {others[0]}, which comes from none of the sources given now. Give the same sources "
+                "again, or another -o."
             )
     elif folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is there already and is not this command's. Choose another -o.")
@@ -153,6 +165,10 @@ def _copy_real_cases(sources: Sources, folder: Path) -> None:
 def _finish(sources: Sources, orders: Orders, folder: Path, preprocessed: Path | None) -> list[str]:
     """Write the splits and, last of all, dataset.json; give what there is to say about them."""
     made = {order.case: order.source.case for order in orders.orders if is_made(order)}
+    for order in orders.orders:
+        if order.case not in made:  # nnU-Net refuses datasets with an image that has no label
+            for file in files_of(order):
+                file.unlink(missing_ok=True)
     real = [source.case for source in sources.real]
     splits = synthetic_splits.make_splits(real, made, sources.splits, orders.seen)
     synthetic_splits.write_splits(splits, folder, preprocessed)

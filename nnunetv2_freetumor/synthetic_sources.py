@@ -47,18 +47,20 @@ def from_dataset(dataset: str, plans_name: str) -> Sources:
     """Take a dataset's training cases, and its targets, hosts and priors from the plans' section.
 
     Raises:
-        ValueError: no such dataset, no section that fits, more than one channel, or it holds synthetic cases already.
+        ValueError: no such dataset, no cases in it, no section that fits, more than one channel, or synthetic cases.
     """
     folder, plans, dataset_json = planning.load_plans(dataset, plans_name)
     channels = dataset_json.get("channel_names") or dataset_json["modality"]
     if len(channels) > 1:
         raise ValueError(f"{folder.name} has {len(channels)} input channels, and tumors are planted into one: CT.")
+    cases = list_training_cases(folder.name).cases
+    if not cases:
+        raise ValueError(f"{folder.name} has no training cases in nnUNet_raw to plant tumors into.")
     if SECTION in plans:
         section = read_section(plans[SECTION])
         check_origin(section, plans, dataset_json)
     else:
         section = planning.derive_section(plans, dataset_json)
-    cases = list_training_cases(folder.name).cases
     if known := [source.case for source in cases if source.case.startswith(SYNTHETIC)]:
         raise ValueError(
             f"{folder.name} holds synthetic cases ({known[0]} ...), and tumors planted into these would count as "
@@ -102,6 +104,11 @@ def from_folders(images: str, hosts: str, prior: str | None, host: Sequence[int]
             f"The label after the hosts is {max(host, default=0) + 1}."
         )
     found, without_mask = list_pairs(images, hosts)
+    if not found:
+        raise ValueError(
+            f"No image in {images} has a mask of the same name in {hosts} (CASE_0000.nii.gz or CASE.nii.gz, and "
+            "CASE.nii.gz)."
+        )
     reason = f"no mask CASE.nii.gz in {hosts}"
     unusable = tuple(CaseReport(case, "skipped", reason.replace("CASE", case)) for case in without_mask)
     dataset_json = {"channel_names": {"0": "CT"}, "labels": _label_names(target), "file_ending": ".nii.gz"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_freetumor import planning, pool
-from nnunetv2_freetumor.case_reports import CaseReport, exit_code, summary_lines, write_reports
+from nnunetv2_freetumor.case_reports import EARLIER, CaseReport, exit_code, summary_lines, write_reports
 from nnunetv2_freetumor.cluster import check_cluster, run_cases
 from nnunetv2_freetumor.contents import labeled_contents
 from nnunetv2_freetumor.plan import SECTION, check_origin, read_section
@@ -16,7 +16,7 @@ from nnunetv2_freetumor.pool_case import CONTENTS, Job, Order, Place, add_case, 
 from nnunetv2_freetumor.pool_hosts import model_values
 from nnunetv2_freetumor.pool_images import find_images
 from nnunetv2_freetumor.pool_marking import MarkOrder, is_marked, mark_case
-from nnunetv2_freetumor.pool_segmenter import check_judge, load_model
+from nnunetv2_freetumor.pool_segmenter import Model, check_judge, has_met_lesions, load_model
 
 REPORT = "report.json"
 Run = Callable[..., list[CaseReport]]
@@ -62,9 +62,11 @@ def add_unlabeled_command(
     )
     place = read_place(job.preprocessed, plans_name, configuration)
     _check_job(job, place)
+    if job.host_model:
+        job = job._replace(host_model_looks=_has_met_lesions(load_model(job.host_model, "cpu"), place))
     run = functools.partial(run_cases, scheduler=scheduler, workers=workers, title="unlabeled cases")
     reports = _add(images, job, place, run) if images is not None else _mark(job, place, run)
-    print("\n".join([*summary_lines(reports), *_what_now(place, dataset)]))
+    print("\n".join([*summary_lines(reports), *_doubts(job, reports), *_what_now(place, job, dataset)]))
     write_reports(reports, place.folder / REPORT)
     print(f"Every case: {place.folder / REPORT}")
     return exit_code(reports)
@@ -75,6 +77,7 @@ def _add(images: str, job: Job, place: Place, run: Run) -> list[CaseReport]:
     pool.start_pool(place.folder, place.plans, place.dataset_json)
     _sweep(place.folder)
     labeled_contents(_labeled_images(place), place.folder / CONTENTS)
+    job = job._replace(alone=len(found) == 1)
     return run(add_case, [Order(case, path, job) for case, path in found], is_done)
 
 
@@ -99,7 +102,6 @@ def _check_plans(dataset: str, plans_name: str, configuration: str) -> Path:
             f"'nnUNetv2_freetumor plan -d {dataset} -p {plans_name}' first."
         )
     check_origin(read_section(plans[SECTION]), plans, dataset_json)
-    read_place.cache_clear()
     return folder.absolute()
 
 
@@ -110,6 +112,11 @@ def _check_job(job: Job, place: Place) -> None:
     if job.judge:
         model = load_model(job.judge, "cpu")
         check_judge(model, place.plans, job.configuration, place.labels.lesion_names())
+        if not _has_met_lesions(model, place):
+            raise ValueError(
+                f"The model {model.segmenter.name} has never been shown a tumor: no case of this dataset holds one, "
+                "and its trainer plants none. It would find every scan clean. Train with -tr nnUNetTrainerFreeTumor."
+            )
     if job.hosts and job.host_model:
         raise ValueError("--hosts and --host-model both say where the hosts are: give one of them.")
     if job.hosts and not Path(job.hosts).is_dir():
@@ -119,6 +126,11 @@ def _check_job(job: Job, place: Place) -> None:
         if not found & place.labels.hosts:
             known = ", ".join(load_model(job.host_model, "cpu").segmenter.labels)
             raise ValueError(f"--host-model knows the labels {known}, and none is a host here: give a --name-map.")
+
+
+def _has_met_lesions(model: Model, place: Place) -> bool:
+    absent = place.section.fingerprint.get("absent_labels", [])
+    return has_met_lesions(model, place.plans["dataset_name"], absent, place.labels.lesion_names())
 
 
 def _read_name_map(path: str | None) -> dict[str, str]:
@@ -156,15 +168,26 @@ def _sweep(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _what_now(place: Place, dataset: str) -> list[str]:
+def _doubts(job: Job, reports: Sequence[CaseReport]) -> list[str]:
+    """Warn of a judge that has found nothing anywhere: it may know no tumor when it sees one."""
+    seen = [report for report in reports if report.state == "done" and report.reason != EARLIER]
+    if not job.judge or not seen or any("cases with suspects" in report.counts for report in seen):
+        return []
+    return [
+        f"WARNING: {job.judge} has found no tumor in any of these {len(seen)} case(s). Does it find those of your "
+        "labeled cases? A model that finds none clears everything, and tumors here would be taught as organ."
+    ]
+
+
+def _what_now(place: Place, job: Job, dataset: str) -> list[str]:
     found: Any = pool.open_pool(place.folder, place.plans, place.dataset_json)
     lines = [f"The pool {place.folder} holds {len(found.cases)} case(s) to train on."]
     if found.waiting:
         lines.append(
             f"{found.waiting} case(s) wait: unlabeled is not healthy, and nobody has looked for tumors in them. Train "
-            f"without them first, then run 'nnUNetv2_freetumor add-unlabeled -d {dataset} --mark-suspects "
-            "MODEL_FOLDER' and train again; or add them with --judge MODEL_FOLDER, or with --tumor-free where you know "
-            "that they are clean."
+            f"without them first, then run 'nnUNetv2_freetumor add-unlabeled -d {dataset} -c {job.configuration} -p "
+            f"{job.plans_name} --mark-suspects MODEL_FOLDER' and train again; or add them with --judge MODEL_FOLDER, "
+            "or with --tumor-free where you know that they are clean."
         )
     return lines
 

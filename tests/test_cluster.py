@@ -1,38 +1,42 @@
 """Cases are worked on wherever there is room: every one exactly once, whoever dies, and with the same result."""
 
-import contextlib
 import importlib.util
+import json
 import os
 import signal
-import subprocess
-import sys
+import socket
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from cluster_work import Order, is_done, make_orders, starts, work
+from cluster_work import (
+    Order,
+    dask_cluster,
+    dask_scheduler,
+    dask_workers,
+    is_done,
+    make_orders,
+    running,
+    starts,
+    wait_for,
+    work,
+)
 
-from nnunetv2_freetumor import cluster
+from nnunetv2_freetumor import __version__, cluster, dask_cases
 from nnunetv2_freetumor.case_reports import CaseReport, exit_code, summary_lines
 from nnunetv2_freetumor.cluster import run_cases
 from nnunetv2_freetumor.local_cases import DIED, TRIES, attempt
 
-TESTS = Path(__file__).parent
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+pytest_plugins = ["cluster_work"]
 needs_dask = pytest.mark.skipif(
     importlib.util.find_spec("distributed") is None, reason="the extra [cluster] is missing"
 )
 CLIENT = """
-import sys
 from cluster_work import is_done, make_orders, work
 from nnunetv2_freetumor.cluster import run_cases
 run_cases(work, make_orders(sys.argv[1], 12, seconds=0.25), is_done, scheduler=sys.argv[2])
 """
-
-
-@pytest.fixture
-def without_dask(monkeypatch):
-    monkeypatch.setitem(sys.modules, "distributed", None)
 
 
 def states(reports):
@@ -41,35 +45,6 @@ def states(reports):
 
 def results(folder):
     return {path.name: path.read_text() for path in Path(folder).glob("c*.txt")}
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
-
-
-@contextlib.contextmanager
-def running(*words):
-    """Run a program until the end of the block."""
-    with subprocess.Popen([sys.executable, *words], env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-
-
-@contextlib.contextmanager
-def dask_cluster(file, workers):
-    """Run a scheduler and workers as a user does on a cluster, each in a process of its own."""
-    with contextlib.ExitStack() as stack:
-        address = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file))
-        scheduler = stack.enter_context(running("-m", "dask", "scheduler", *address))
-        wait_for(file.is_file)
-        one = ("--nthreads", "1", "--nworkers", str(workers), "--no-dashboard", "--scheduler-file", str(file))
-        stack.enter_context(running("-m", "dask", "worker", *one))
-        yield scheduler
 
 
 def test_a_bad_case_never_stops_the_others(tmp_path):
@@ -124,7 +99,7 @@ def test_another_version_on_a_worker_is_said():
     ],
 )
 def test_settings_that_cannot_work_are_refused(tmp_path, monkeypatch, options, text):
-    monkeypatch.setattr(cluster, "_dask", lambda: True)
+    monkeypatch.setattr(cluster, "dask", lambda: True)
     with pytest.raises(ValueError, match=text):
         run_cases(work, make_orders(tmp_path), is_done, **options)
 
@@ -136,12 +111,111 @@ def test_a_scheduler_without_the_extra_ends_in_an_error_that_names_it(tmp_path, 
 
 
 @needs_dask
-def test_a_scheduler_that_does_not_answer_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.2)
+@pytest.mark.parametrize(
+    "address",
+    ["tcp://127.0.0.1:9", "foo://127.0.0.1:9", "tcp://127.0.0.1:port", "tcp://nowhere.invalid:8786", "SILENT", "OTHER"],
+)
+def test_an_address_where_no_scheduler_answers_is_said_in_seconds(tmp_path, monkeypatch, address):
+    """Nobody listens there, or somebody who says nothing, or no scheduler."""
+    monkeypatch.setattr(dask_cases, "CONNECT_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        if address in ("SILENT", "OTHER"):
+            if address == "OTHER":
+                threading.Thread(target=_greet, args=(server,), daemon=True).start()
+            address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        start = time.monotonic()
+        with pytest.raises(ValueError, match=f"No dask scheduler answers at --scheduler {address} .*'dask scheduler'"):
+            run_cases(work, make_orders(tmp_path), is_done, scheduler=address)
+        assert time.monotonic() - start < 10
+
+
+def _greet(server):
+    connection, _ = server.accept()
+    connection.sendall(b"SSH-2.0-OpenSSH_9.0\r\n" * 3)
+
+
+@needs_dask
+@pytest.mark.parametrize("text", ["", "no JSON", "[]", "{}"])
+def test_a_scheduler_file_that_is_none_is_refused(tmp_path, text):
+    file = tmp_path / "scheduler.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="scheduler.json is no scheduler file: it holds no JSON with an 'address'"):
+        run_cases(work, make_orders(tmp_path), is_done, scheduler=str(file))
+
+
+class LonelyClient:
+    """A client of a local cluster whose processes are all gone."""
+
+    status, cluster = "running", "local"
+
+    def nthreads(self, **_):
+        return {}
+
+
+def test_processes_of_this_machine_that_are_not_replaced_end_the_run(monkeypatch):
+    monkeypatch.setattr(dask_cases, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(dask_cases, "RETURN_SECONDS", 0)
+    crew = dask_cases._Crew(LonelyClient())
+    assert crew.look(3) == 0
     with pytest.raises(
-        ValueError, match="No dask scheduler answers at --scheduler tcp://127.0.0.1:9 .*'dask scheduler'"
+        ValueError, match="died and could not be replaced; is there enough memory.*Give fewer --workers"
     ):
-        run_cases(work, make_orders(tmp_path), is_done, scheduler="tcp://127.0.0.1:9")
+        crew.look(3)
+
+
+def test_a_process_works_on_one_case_at_a_time_however_many_threads_it_has():
+    at_work, seen = [], []
+
+    def _watched(order):
+        at_work.append(order)
+        seen.append(len(at_work))
+        time.sleep(0.05)
+        at_work.remove(order)
+        return CaseReport(order.case, "done")
+
+    threads = [threading.Thread(target=attempt, args=(_watched, __version__, Order(f"c{i}", ""))) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1, 1, 1, 1]
+
+
+@pytest.mark.slow
+@needs_dask
+def test_a_cluster_without_workers_says_so_and_waits_for_one(tmp_path, monkeypatch):
+    file, told, late = tmp_path / "scheduler.json", [], []
+
+    def tell(text, **_):
+        told.append(text)
+        if len(told) == 1:
+            late.append(dask_workers(file, threads=3))
+            late[0].__enter__()
+
+    monkeypatch.setattr(dask_cases.tqdm, "write", tell)
+    monkeypatch.setattr(dask_cases, "LOOK_SECONDS", 0.2)
+    with dask_scheduler(file):
+        wait_for(file.is_file)
+        try:
+            reports = run_cases(work, make_orders(tmp_path, 5, seconds=0.2), is_done, scheduler=str(file))
+        finally:
+            late[0].__exit__(None, None, None)
+    assert [report.state for report in reports] == ["done"] * 5
+    address = json.loads(file.read_text())["address"]
+    assert told[0].startswith("No worker is connected to the dask scheduler, so 5 case(s) wait. Start some: 'dask ")
+    assert f"worker {address} --nthreads 1'" in told[0] and len(told) == 2
+    assert told[1].startswith("A worker process with 3 threads works on one case at a time.")
+
+
+@pytest.mark.slow
+@needs_dask
+def test_a_scheduler_that_is_lost_while_a_single_case_waits_ends_the_run(tmp_path, monkeypatch):
+    file = tmp_path / "scheduler.json"
+    with dask_scheduler(file) as scheduler:
+        wait_for(file.is_file)
+        monkeypatch.setattr(dask_cases.tqdm, "write", lambda *_, **__: scheduler.kill())
+        with pytest.raises(ValueError, match="connection to the dask scheduler was lost.*goes on with the cases"):
+            run_cases(work, make_orders(tmp_path, 1), is_done, scheduler=str(file))
 
 
 @pytest.mark.slow

@@ -21,10 +21,11 @@ LAYERS = (
     "page matching surfaces contents suspects pool_images case_reports synthetic_splits",
     "hosts shapes generators weights judge frozen_segmenter priors phantom_organs scores grown_placing pool "
     "local_cases provenance split_guard",
-    "pool_training pool_segmenter draws region_grid measurement roles phantom grown_cases case_scores resampling "
-    "thresholding cluster",
-    "placement learned fingerprint measured_prior clip_window pool_labels phantom_cohort bench_data patients",
-    "proposals pool_hosts generator_choice judge_choice",
+    "pool_training draws region_grid measurement roles phantom grown_cases case_scores resampling "
+    "thresholding dask_cases",
+    "placement learned fingerprint measured_prior clip_window pool_segmenter pool_labels phantom_cohort "
+    "bench_data patients",
+    "proposals pool_hosts cluster generator_choice judge_choice",
     # the story
     "synthesis plan_report chosen pool_case",
     # what is planned, shown, logged and summed up

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from nnunet_folders import Folders, organ_case, write_volume
@@ -11,7 +13,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from test_learned import lite, make_card
 
-from nnunetv2_freetumor import cli, fingerprint, synthetic_splits
+from nnunetv2_freetumor import cli, fingerprint, synthetic_case, synthetic_splits
 from nnunetv2_freetumor.cases import read_case, read_label
 from nnunetv2_freetumor.plan import SECTION, read_section
 from nnunetv2_freetumor.roles import resolve
@@ -177,9 +179,13 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(folders, 
 
 
 @pytest.mark.slow
-def test_one_and_three_workers_write_the_same_bytes(folders, tmp_path):
+@pytest.mark.parametrize("with_dask", [True, False])
+def test_one_and_two_workers_write_the_same_bytes(folders, tmp_path, with_dask, monkeypatch):
+    """With dask's worker processes, and without the extra in processes of the standard library."""
     alone, _ = make(tmp_path, "Dataset901_Alone", **folders, **FOLDER_SETTINGS, per_case=2)
-    many, code = make(tmp_path, "Dataset902_Many", **folders, **(FOLDER_SETTINGS | {"workers": 3}), per_case=2)
+    if not with_dask:
+        monkeypatch.setitem(sys.modules, "distributed", None)
+    many, code = make(tmp_path, "Dataset902_Many", **folders, **(FOLDER_SETTINGS | {"workers": 2}), per_case=2)
     assert code == 0 and contents(alone) == contents(many) and len(contents(alone)) == 15
 
 
@@ -224,7 +230,11 @@ def test_what_cannot_be_made_again_is_said(folders, tmp_path):
     source.write_text(source.read_text().replace('"version": "0.1.0"', '"version": "0.0.9"', 1))
     with pytest.raises(ValueError, match="written by nnunetv2_freetumor 0.0.9, and this is .* Install version 0.0.9"):
         synthesize_dataset(**again, **folders)
-    source.write_text("{}")
+    for data in (b"{}", b"[]", b"\x1f\x8b", b'{"format": 1}'):
+        source.write_bytes(data)
+        with pytest.raises(ValueError, match="is not a provenance file of format 1"):
+            synthesize_dataset(**again, **folders)
+    source.unlink()
     with pytest.raises(ValueError, match="is not a provenance file of format 1"):
         synthesize_dataset(**again, **folders)
 
@@ -232,26 +242,38 @@ def test_what_cannot_be_made_again_is_said(folders, tmp_path):
 def test_bad_inputs_are_reported_and_stop_nothing(folders, tmp_path, capsys):
     images, masks = Path(folders["images"]), Path(folders["hosts"])
     shutil.copy(images / "a_0000.nii.gz", images / "lonely_0000.nii.gz")
-    for case in ("broken", "organs", "empty"):
+    for case in ("broken", "organs", "empty", "cut short", "moved"):
         shutil.copy(images / "a_0000.nii.gz", images / f"{case}_0000.nii.gz")
         label = organ_case(0, tumors=0)[1]
         write_volume({"organs": label * 7, "empty": label * 0}.get(case, label), masks / f"{case}.nii.gz")
     (images / "broken_0000.nii.gz").write_text("no image")
+    (images / "cut short_0000.nii.gz").write_bytes((images / "a_0000.nii.gz").read_bytes()[:-1000])
+    mirrored = nibabel.load(masks / "moved.nii.gz")
+    nibabel.save(
+        nibabel.Nifti1Image(mirrored.dataobj, mirrored.affine @ np.diag([-1, 1, 1, 1])), masks / "moved.nii.gz"
+    )
+    holes = organ_case(0, tumors=0)[0].astype(np.float32)
+    holes[5, 5, 5] = np.nan
+    write_volume(holes, images / "nan.mha")
+    write_volume(organ_case(0, tumors=0)[1], masks / "nan.nrrd")
     line = (
         f"synthesize-dataset -i {images} -l {masks} -o {tmp_path / NAME} --prior liver --host 1 --tumor 2 --workers 1"
     )
     assert cli.main(line.split()) == 1
     printed = capsys.readouterr().out
     for text in (
-        "6 case(s): 2 done, 4 skipped, 0 failed.",
+        "9 case(s): 2 done, 7 skipped, 0 failed.",
         f"no mask CASE.nii.gz in {masks} (lonely)",
         "broken_0000.nii.gz cannot be read as a medical image",
         "organs.nii.gz holds the labels 7, which are neither background nor --host nor --tumor",
         "The host is empty",
+        "cut short_0000.nii.gz cannot be read as a medical image (it is cut short",
+        "moved.nii.gz must have the same geometry, but they differ in",
+        "nan.mha holds 1 NaN or infinite voxels, the first at (z, y, x) = (5, 5, 5)",
     ):
         assert text in printed
     report = json.loads((tmp_path / NAME / "report.json").read_text())
-    assert [case["state"] for case in report["cases"]].count("skipped") == 4
+    assert [case["state"] for case in report["cases"]].count("skipped") == 7
     assert len(list((tmp_path / NAME / "labelsTr").iterdir())) == 2
 
 
@@ -287,6 +309,71 @@ def test_folders_and_splits_of_others_are_left_alone(dataset, tmp_path):
     synthetic_splits.write_splits([{"train": ["a"], "val": ["b"]}], dataset.raw, tmp_path / "preprocessed" / NAME)
     with pytest.raises(ValueError, match="splits_final.json is there already and knows no synthetic case"):
         make(tmp_path, dataset="101", workers=1)
+
+
+def test_an_output_that_is_a_file_is_refused(dataset, tmp_path):
+    (tmp_path / "raw" / NAME).write_text("")
+    with pytest.raises(ValueError, match=rf"The output folder .*{NAME} cannot be written to"):
+        make(tmp_path, dataset="101", workers=1)
+
+
+def test_a_dataset_without_cases_is_refused(dataset, tmp_path):
+    (dataset.raw / "dataset.json").write_text(json.dumps(dataset.dataset_json | {"dataset": {}}))
+    with pytest.raises(ValueError, match="Dataset101_Liver has no training cases in nnUNet_raw"):
+        make(tmp_path, dataset="101", workers=1)
+
+
+@pytest.mark.parametrize("place", ["raw", "preprocessed"])
+def test_a_number_that_another_dataset_has_is_refused(folders, tmp_path, place):
+    (tmp_path / place / "Dataset901_Other").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds Dataset901_Other, and nnU-Net knows datasets by their number"):
+        make(tmp_path, **folders, **FOLDER_SETTINGS)
+    assert not (tmp_path / "raw" / NAME).exists()
+
+
+def test_folders_that_hold_no_pair_or_two_images_of_one_name_are_refused(folders, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match=r"empty holds no image \(.nii.gz, .nii, .nrrd, .mha, .mhd\)"):
+        make(tmp_path, images=str(empty), hosts=folders["hosts"], **FOLDER_SETTINGS)
+    with pytest.raises(ValueError, match="No image in .*images has a mask of the same name in .*empty"):
+        make(tmp_path, images=folders["images"], hosts=str(empty), **FOLDER_SETTINGS)
+    write_volume(organ_case(0)[0], Path(folders["images"]) / "a.mha")
+    with pytest.raises(ValueError, match="a_0000.nii.gz and .*a.mha are both case a. Leave one of them out"):
+        make(tmp_path, **folders, **FOLDER_SETTINGS)
+    assert not (tmp_path / "raw" / NAME).exists()
+
+
+def test_other_sources_do_not_go_on_with_a_dataset(folders, tmp_path):
+    make(tmp_path, **folders, **FOLDER_SETTINGS)
+    (Path(folders["images"]) / "a_0000.nii.gz").unlink()
+    with pytest.raises(ValueError, match="holds synthetic_a_00, which comes from none of the sources given now"):
+        make(tmp_path, **folders, **FOLDER_SETTINGS)
+
+
+def test_names_with_spaces_and_other_file_types_are_taken(folders, tmp_path):
+    images, masks = Path(folders["images"]), Path(folders["hosts"])
+    for case, ending in (("a b (1)", ".mha"), ("c.d", ".nrrd")):
+        write_volume(organ_case(3, tumors=0)[0], images / f"{case}{ending}")
+        write_volume(organ_case(3, tumors=0)[1], masks / f"{case}.nii.gz")
+    folder, code = make(tmp_path, **folders, **FOLDER_SETTINGS)
+    names = {path.name for path in (folder / "labelsTr").iterdir()}
+    assert code == 0 and {"synthetic_a b (1)_00.nii.gz", "synthetic_c.d_00.nii.gz"} <= names
+    assert set(validation_by_nnunet(folder, 0)[0]) == {name.removesuffix(".nii.gz") for name in names}
+
+
+def test_a_case_that_fails_halfway_leaves_no_image_without_a_label(folders, tmp_path, monkeypatch):
+    write = synthetic_case.cases.write_case
+
+    def full(case, path):
+        if path.parent.name == "labelsTr" and "_a_" in path.name:
+            raise OSError("No space left on device")
+        write(case, path)
+
+    monkeypatch.setattr(synthetic_case.cases, "write_case", full)
+    folder, code = make(tmp_path, **folders, **FOLDER_SETTINGS)
+    assert code == 1 and [path.name for path in (folder / "imagesTr").iterdir()] == ["synthetic_b_00_0000.nii.gz"]
+    assert json.loads((folder / "dataset.json").read_text())["numTraining"] == 1
 
 
 def test_a_dataset_with_synthetic_cases_is_no_source(dataset, tmp_path):

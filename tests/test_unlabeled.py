@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from nnunet_folders import write_volume
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from pools import LIVER, SHAPE, SPACING_MM, scan
+from scipy import ndimage
 
-from nnunetv2_freetumor import pool, pool_case, pool_marking, unlabeled
+from nnunetv2_freetumor import pool, pool_case, pool_marking, suspects, unlabeled
 from nnunetv2_freetumor.bench_data import CONFIGURATION, DATASET, PLANS
 from nnunetv2_freetumor.contents import content_hash
+from nnunetv2_freetumor.pool_images import find_images
 
 pytest_plugins = ["pools"]
 
@@ -202,10 +205,27 @@ def test_a_pool_of_other_plans_is_refused(place):
         place.run()
 
 
+def test_a_worker_that_outlives_a_run_works_with_the_plans_and_cases_of_the_next_one(place):
+    place.add("a", *scan(1))
+    job = pool_case.Job(str(place.dataset), PLANS, CONFIGURATION, hosts=str(place.hosts), tumor_free=True)
+    order = pool_case.Order("a", str(place.images / "a.nii.gz"), job)
+    assert place.run() == 0 and pool_case.add_case(order).state == "done"
+    shutil.rmtree(place.pool)
+    place.change_labels({"background": 0, "liver": 1, "tumor": 2, "spleen": 3})
+    shutil.copy(place.images / "a.nii.gz", place.root / "raw" / DATASET / "imagesTr" / "case_2_0000.nii.gz")
+    place.add("b", *scan(2))
+    place.run()  # writes stamp and contents, as the client does
+    assert pool_case.add_case(order).reason.startswith("duplicate of a labeled case: case_2_0000.nii.gz")
+    assert pool_case.add_case(order._replace(case="b", image=str(place.images / "b.nii.gz"))).counts[
+        "cases with unannotated classes"
+    ]
+
+
 def test_unlabeled_is_not_healthy_and_cases_wait_until_somebody_has_looked(place, capsys):
     place.add("a", *scan(1))
     assert place.run(tumor_free=False) == 0
-    assert "1 case(s) wait" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 case(s) wait" in said and f"-d {DATASET} -c {CONFIGURATION} -p {PLANS} --mark-suspects MODEL" in said
     found = pool.open_pool(place.pool, *_plans(place))
     assert found.cases == () and found.waiting == 1
     assert place.run(tumor_free=True) == 0  # the word is a setting: the case is made again with it
@@ -220,10 +240,30 @@ def test_holes_are_taken_out_with_a_margin_of_5_mm_and_counted(place):
     label = load(place, "a").label[0]
     assert (label[10:12, 18:21, 20:23] == 3).all() and (label[9, 18:21, 20:23] == 3).all()
     assert label[10, 15, 21] == 1 and label[10, 16, 21] == 3  # 6 and 4 mm away
-    assert place.records()["a"]["counts"]["hole voxels"] == 18.0
-    assert place.records()["a"]["counts"]["cases with holes"] == 1.0
+    counts = place.records()["a"]["counts"]
+    assert counts["cases with holes"] == 1.0 and counts["ml of holes"] == pytest.approx(18 * 16 / 1000)
+    assert counts["cases with voxels taken out"] == 1.0
+    assert counts["voxels taken out with their margin"] == (label == 3).sum()
     for key, places in load(place, "a").properties["class_locations"].items():
         assert (load(place, "a").label[tuple(np.asarray(places).T)] == key).all() if len(places) else True
+
+
+def test_a_hole_that_the_target_grid_would_swallow_is_taken_out_all_the_same(place):
+    image, mask = (np.kron(array, np.ones((4, 2, 2), dtype=array.dtype)) for array in scan(1))
+    hole = slice(47, 49), slice(40, 44), slice(44, 48)  # 2 x 4 x 4 mm, between the centers of two target slices
+    mask[hole] = 0
+    image[hole] = 40
+    place.add("a", image, mask, spacing_mm=(1.0, 1.0, 1.0))
+    assert place.run() == 0
+    label = load(place, "a").label[0]
+    assert label.shape == SHAPE and (label[11:13, 20:22, 22:24] == 3).all()
+
+
+def test_the_margin_is_measured_from_the_nearest_marked_voxel_wherever_it_lies():
+    marked = np.random.default_rng(0).random((20, 30, 30)) > 0.998
+    spacing_mm = (3.0, 1.2, 0.8)
+    expected = ndimage.distance_transform_edt(~marked, sampling=spacing_mm) <= 5.0
+    assert marked.sum() > 10 and np.array_equal(suspects.within_mm(marked, 5.0, spacing_mm), expected)
 
 
 class FakeModel:
@@ -245,6 +285,7 @@ def judge(monkeypatch):
     for module in (pool_case, pool_marking, unlabeled):
         monkeypatch.setattr(module, "load_model", lambda *_: FakeModel)
     monkeypatch.setattr(unlabeled, "check_judge", lambda *_: None)
+    monkeypatch.setattr(unlabeled, "_has_met_lesions", lambda *_: True)
     monkeypatch.setattr(pool_case, "predict_lesions", _lesions)
     monkeypatch.setattr(pool_marking, "predict_lesions", _lesions)
 
@@ -260,7 +301,7 @@ def test_a_judges_suspects_are_taken_out_at_once_or_in_a_second_round_alike(plac
         assert place.run(images=None, tumor_free=False, hosts=False, mark_suspects="model") == 0
         assert np.array_equal(load(place, "a").label, at_once.label)
         assert place.records()["a"]["cleared"] == "Judge/fold_0"
-        assert place.records()["a"]["counts"]["suspect voxels"] == 1.0
+        assert place.records()["a"]["counts"]["ml of suspects"] == 0.016
     assert place.run(tumor_free=False) == 0 and place.records()["a"]["cleared"] == "Judge/fold_0"  # marks stay
 
 
@@ -303,6 +344,89 @@ def test_files_of_the_same_name_in_different_folders_go_by_their_path(place):
         write_volume(scan(seed)[0], place.images / folder / "ct_0000.nii.gz", SPACING_MM)
         write_volume(scan(seed)[1], place.hosts / f"{folder}_ct.nii.gz", SPACING_MM)
     assert place.run() == 0 and list(place.records()) == ["x_ct", "y_ct"]
+
+
+def test_the_report_says_what_was_read_and_written(place):
+    image, mask = scan(1)
+    write_series(place.images / "a", image)
+    write_volume(mask, place.hosts / "a.nii.gz", SPACING_MM)
+    assert place.run() == 0
+    (case,) = json.loads((place.pool / "report.json").read_text())["cases"]
+    read = [*(place.images / "a").iterdir(), place.hosts / "a.nii.gz"]
+    written = [*place.pool.glob("a*"), place.pool / "records" / "a.json"]
+    assert case["counts"]["bytes_in"] == sum(path.stat().st_size for path in read)
+    assert case["counts"]["bytes_out"] == sum(path.stat().st_size for path in written)
+    assert case["counts"]["files_out"] == len(written) == 4 and case["counts"]["seconds"] > 0
+
+
+def test_no_two_scans_share_a_name_even_where_a_path_reads_like_a_name(place):
+    for at, seed in (("x/ct.nii.gz", 1), ("y/ct.nii.gz", 2), ("x_ct.nii.gz", 3)):
+        (place.images / at).parent.mkdir(exist_ok=True)
+        write_volume(scan(seed)[0], place.images / at, SPACING_MM)
+    found = find_images(place.images)
+    assert [case for case, _ in found][1:2] != ["x_ct"] and len({case for case, _ in found}) == 3
+    assert "y_ct" in {case for case, _ in found} and find_images(place.images) == found
+
+
+def test_another_scan_of_the_same_name_takes_no_ones_place(place):
+    place.add("a", *scan(1))
+    assert place.run() == 0
+    before, other = digest(place.pool / "records"), place.root / "other"
+    other.mkdir()
+    write_volume(scan(2)[0], other / "a.nii.gz", SPACING_MM)
+    assert place.run(images=str(other)) == 1 and digest(place.pool / "records") == before
+    assert place.reasons()["a"] == (
+        f"name taken: {place.images / 'a.nii.gz'} is another scan of that name; rename one of the files"
+    )
+    write_volume(scan(1)[0], other / "a.nii.gz", SPACING_MM)  # the same scan, moved
+    assert place.run(images=str(other)) == 0 and place.records()["a"]["source"] == str(other / "a.nii.gz")
+
+
+def test_a_folder_given_as_the_image_may_be_a_series_itself(place):
+    image, mask = scan(1)
+    write_series(place.images / "series", image)
+    write_volume(mask, place.hosts / "series.nii.gz", SPACING_MM)
+    assert place.run(images=str(place.images / "series")) == 0 and list(place.records()) == ["series"]
+
+
+def test_what_lies_beside_the_images_is_no_image_and_what_cannot_be_opened_is_listed(place):
+    place.add("good", *scan(1))
+    (place.images / "disk").mkdir()
+    (place.images / "disk" / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    (place.images / "lost").mkdir()
+    (place.images / "lost" / "IM1").symlink_to(place.root / "nowhere")
+    assert place.run() == 1
+    reasons = place.reasons()
+    assert set(reasons) == {"good", "lost"} and reasons["lost"].startswith("unreadable: ")
+
+
+def test_readers_that_reorient_get_what_nnunets_own_reader_gives(place, tmp_path):
+    file = place.dataset / f"{PLANS}.json"
+    plans = json.loads(file.read_text()) | {"image_reader_writer": "NibabelIOWithReorient"}
+    file.write_text(json.dumps(plans))
+    for folder, array in ((place.images, scan(1)[0]), (place.hosts, scan(1)[1])):
+        image = sitk.GetImageFromArray(array[:, ::-1].copy())
+        image.SetSpacing(SPACING_MM[::-1])
+        image.SetDirection((0, 0, 1, 1, 0, 0, 0, -1, 0))
+        sitk.WriteImage(image, str(folder / "a.nii.gz"))
+    assert place.run() == 0
+    manager = PlansManager(plans)
+    configuration = manager.get_configuration(CONFIGURATION)
+    files = [str(place.images / "a.nii.gz")], str(place.hosts / "a.nii.gz")
+    dataset_json = json.loads((place.dataset / "dataset.json").read_text())
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    data, seg, _ = preprocessor.run_case(*files, manager, configuration, dataset_json)
+    assert np.allclose(load(place, "a").image, data, atol=1e-5) and np.array_equal(load(place, "a").label, seg)
+
+
+def test_one_image_takes_totalsegmentators_output_folder_as_it_is(place):
+    image, mask = scan(1)
+    place.add("a", image)
+    write_volume(mask, place.hosts / "liver.nii.gz", SPACING_MM)
+    assert place.run(images=str(place.images / "a.nii.gz")) == 0
+    assert np.array_equal(load(place, "a").label[0] == 1, mask == 1)
+    place.add("b", scan(2)[0])
+    assert place.run() == 1 and place.reasons()["b"].startswith("no host mask")  # of two, nobody knows whose it is
 
 
 @pytest.mark.parametrize(
