@@ -5,9 +5,11 @@ SimpleITK's own: x, y, z in the patient's coordinates (left, posterior, superior
 """
 
 import contextlib
+import gzip
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +46,7 @@ def read_case(path: str | Path) -> Case:
     """Read a volume with SimpleITK.
 
     Raises:
-        ValueError: the file is missing, is no volume of three axes, or holds NaN or infinite voxels.
+        ValueError: the file is missing or cut short, is no volume of three axes, or holds NaN or infinite voxels.
     """
     path = Path(path)
     if not path.is_file():
@@ -60,6 +62,8 @@ def read_case(path: str | Path) -> Case:
             f"{image.GetNumberOfComponentsPerPixel()} value(s) per voxel. Split it into single volumes."
         )
     case = Case(sitk.GetArrayFromImage(image), image.GetSpacing()[::-1], image.GetOrigin(), image.GetDirection(), path)
+    if path.name.endswith(NIFTI_ENDINGS):
+        _check_complete(path)
     check_finite(case.array, case.path)
     return case
 
@@ -157,6 +161,37 @@ def check_writable(folder: str | Path) -> Path:
             f"The output folder {folder} cannot be written to ({error.strerror}). Choose another folder with -o, or "
             "change its permissions."
         ) from error
+
+
+def _check_complete(path: Path) -> None:
+    """Refuse NIfTI files that are cut short; SimpleITK reads missing voxels as 0, which is tissue in CT.
+
+    Raises:
+        ValueError: names the file.
+    """
+    image = nibabel.Nifti1Image.from_filename(path)
+    stored: Any = image.dataobj  # the header's own offset is set to 0 in reading
+    expected = stored.offset + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
+    if (found := _unpacked_bytes(path, expected)) < expected:
+        raise ValueError(
+            f"{path} cannot be read as a medical image (it is cut short: {found} of {expected} bytes). Copy it again "
+            "from where it comes from."
+        )
+
+
+def _unpacked_bytes(path: Path, expected: int) -> int:
+    """Count a file's bytes as they are after unpacking; gzip writes their number at the end of a file."""
+    if path.suffix != ".gz":
+        return path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(-4, os.SEEK_END)
+        if int.from_bytes(file.read(), "little") == expected % 2**32:
+            return expected
+    found = 0  # cut short, or packed in several parts, of which only the last one's size stands at the end
+    with gzip.open(path) as unpacked, contextlib.suppress(EOFError, zlib.error, gzip.BadGzipFile):
+        while part := unpacked.read(1 << 20):
+            found += len(part)
+    return found
 
 
 def check_finite(array: np.ndarray, path: Path) -> None:

@@ -39,18 +39,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; a user's mistake ends with one line on stderr and exit code 2."""
+    """Run one command; a user's mistake ends with one line on stderr and exit code 2.
+
+    A command may give an exit code of its own, such as 1 where some cases could not be made.
+    """
     options = vars(build_parser().parse_args(arguments))
     module, function = COMMANDS[options.pop("command")].target.split(":")
     try:
-        getattr(importlib.import_module(f"{__package__}.{module}"), function)(**options)
+        code = getattr(importlib.import_module(f"{__package__}.{module}"), function)(**options)
     except (ValueError, OSError) as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:

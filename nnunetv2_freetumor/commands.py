@@ -33,6 +33,8 @@ CONFIGURATION = Option("-c", "configuration", "nnU-Net configuration (default: 3
 PLANS = Option("-p", "plans_name", "name of the plans (default: nnUNetPlans)")
 DEVICE = Option("-device", "device", "cpu or cuda (default: cuda where there is one)")
 SEED = Option("--seed", "seed", "seed of all chance (default: 0)", int)
+SCHEDULER = Option("--scheduler", "scheduler", "address or scheduler file of a dask cluster that runs already")
+WORKERS = Option("--workers", "workers", "processes of this machine (one for each CPU core otherwise)", int)
 
 COMMANDS = {
     "plan": Command(
@@ -69,6 +71,28 @@ COMMANDS = {
             SEED,
             Option("--generator", "generator", "texture, auto, or the name or file of a generator (default: texture)"),
             DEVICE,
+        ),
+    ),
+    "synthesize-dataset": Command(
+        "synthesize_dataset:synthesize_dataset",
+        "write a raw dataset of cases with planted tumors, each with its provenance",
+        (
+            Option("-o", "output", "folder of the new dataset, such as $nnUNet_raw/Dataset901_Planted", required=True),
+            Option("-d", "dataset", "dataset number or name to plant into; its real cases are copied along"),
+            Option("-i", "images", "or: folder of CT images in HU"),
+            Option("-l", "hosts", "with -i: folder of host masks of the same names"),
+            Option("-n", "per_case", "synthetic cases from each source (default: 1)", int),
+            Option("--lesions", "lesions", "lesions of each synthetic case (drawn from the prior otherwise)", int),
+            Option("--prior", "prior", "with -i: bundled prior: liver, pancreas, kidney, lung ..."),
+            Option("--host", "host", "with -i: labels of the host organ in the masks", int, many=True),
+            Option("--tumor", "tumor", "with -i: label that the planted tumors get", int),
+            PLANS,
+            SEED,
+            Option("--generator", "generator", "texture, auto, or the name or file of a generator (default: texture)"),
+            Option("--remake", "remake", "make one case again: its provenance file"),
+            SCHEDULER,
+            WORKERS,
+            Option("-device", "device", "cpu or cuda (default: cpu); their voxels differ in the last bits"),
         ),
     ),
     "evaluate": Command(
@@ -146,6 +170,26 @@ COMMANDS = {
             Option("--controls", "controls", "also real against real and constant contrast", bool),
             Option("-np", "processes", "number of processes (default: 1)", int),
             SEED,
+            DEVICE,
+        ),
+    ),
+    "add-unlabeled": Command(
+        "unlabeled:add_unlabeled_command",
+        "add CT without labels to a dataset's pool, which training draws from, or mark suspects in that pool",
+        (
+            DATASET,
+            Option("-i", "images", "CT: one file, or a folder with files or DICOM series"),
+            Option("--hosts", "hosts", "folder with organ masks CASE.nii.gz or CASE/ORGAN.nii.gz (TotalSegmentator)"),
+            Option("--host-model", "host_model", "trained nnU-Net model folder that finds the hosts instead"),
+            Option("--name-map", "name_map", "JSON file {name or value of a mask: label of the dataset}"),
+            Option("--annotates", "annotates", "labels that the masks annotate where they are in view", many=True),
+            Option("--tumor-free", "tumor_free", "your word that no scan shows a tumor or cyst in a host", bool),
+            Option("--judge", "judge", "trained model folder whose lesions are taken out of the new cases"),
+            Option("--mark-suspects", "mark_suspects", "the same for the cases that are in the pool, instead of -i"),
+            CONFIGURATION,
+            PLANS,
+            SCHEDULER,
+            WORKERS,
             DEVICE,
         ),
     ),

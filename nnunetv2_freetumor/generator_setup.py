@@ -1,14 +1,15 @@
 """What stands before nnU-Net builds a generator's training: section, recipe, card, networks, optimizer."""
 
+import dataclasses
 from typing import Any
 
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from nnunetv2_freetumor import augmentation, epoch_log, generator_card, generator_log, plan
 from nnunetv2_freetumor.adversarial import Networks, Schedule, make_optimizer
 from nnunetv2_freetumor.adversaries import ADVERSARIES, Adversary
+from nnunetv2_freetumor.pool_training import PoolMixin
 from nnunetv2_freetumor.recipes import frame_for, recipe_for
 from nnunetv2_freetumor.training_section import resolve_section
 from nnunetv2_freetumor.weights import build_network
@@ -20,7 +21,7 @@ ONE_GPU = (
 )
 
 
-class GeneratorSetup(nnUNetTrainer):
+class GeneratorSetup(PoolMixin):
     """Settle what is trained and how; the stage itself is in `generator_trainer`."""
 
     num_epochs: int
@@ -105,6 +106,14 @@ class GeneratorSetup(nnUNetTrainer):
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
         """Give the loaders nnU-Net's spatial transforms only: a generator learns from clean CT."""
         return augmentation.split(super().get_training_transforms(*args, **kwargs)).loader
+
+    def get_tr_and_val_datasets(self) -> Any:
+        """Get nnU-Net's data sets, and put the pool on the card."""
+        datasets = super().get_tr_and_val_datasets()
+        if self._pool is not None:
+            data = f"{self.card.training_data}, and the organs of {len(self._pool.cases)} unlabeled cases"
+            self.card = dataclasses.replace(self.card, training_data=data)
+        return datasets
 
     def get_validation_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
         """Leave validation patches as they are, padding and labels included."""

@@ -42,7 +42,7 @@ def synthesize_case(
         ValueError: an input, a setting or the output folder that cannot work; nothing is written then.
     """
     hosts = (host,) if isinstance(host, int) else tuple(host or ())
-    target = _target(_prior(prior, diameter_mm), hosts, tumor)
+    target = make_target(_prior(prior, diameter_mm), hosts, tumor)
     section = _section(target, generator, seed, lesions)
     chosen = choose_device(device)
     choices = generator_choice.choose_generators(section, {}, "", None, [])
@@ -101,7 +101,12 @@ def _prior(name: str, diameter_mm: float | None) -> Prior:
     return dataclasses.replace(prior, lesions_per_patch=(1.0,), sizes=(size,))
 
 
-def _target(prior: Prior, hosts: tuple[int, ...], tumor: int) -> Target:
+def make_target(prior: Prior, hosts: tuple[int, ...], tumor: int) -> Target:
+    """Make the target of a bundled prior; a lung may be without a label.
+
+    Raises:
+        ValueError: no host, or a tumor that is one.
+    """
     if not hosts and prior.name not in LUNG_PRIORS:
         raise ValueError(f"--host is missing: with the prior '{prior.name}', give the label of the organ, as --host 1.")
     if tumor <= 0 or tumor in hosts:

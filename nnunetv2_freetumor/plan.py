@@ -170,6 +170,9 @@ class Section:
     untouched_share: float = 0.3  # of the tumor-free host patches, at least
     tumor_free_patches_only: bool = False
     min_visibility: float = 4.0  # signal-to-noise ratio after Rose; fainter lesions are not planted
+    unlabeled_share: float | None = (
+        None  # of each batch from the pool; None: the pool's share of all cases, at most 0.5
+    )
     clearance_mm: float = 5.0  # between a synthetic lesion's surface and the nearest real tumor or cyst
     fingerprint: dict[str, Any] = field(default_factory=dict)  # what was measured, by target; for people to read
 
@@ -177,7 +180,7 @@ class Section:
         check(self.version == 1, "version", "must be 1", self.version)
         check(bool(self.targets), "targets", "must hold at least one host/tumor pair", self.targets)
         _check_share(self, "probability_tumor_free", "probability_tumor_bearing", "untouched_share")
-        _check_share(self, "min_accepted_share")
+        _check_share(self, "min_accepted_share", *["unlabeled_share"] * (self.unlabeled_share is not None))
         check(all(0 <= q <= 1 for q in self.min_quality), "min_quality", "must be four shares", self.min_quality)
         _check_not_negative(self, "clearance_mm", "min_visibility", "min_judge_tumors")
         check(0 <= self.seed < 2**31, "seed", "must lie between 0 and 2^31 - 1", self.seed)

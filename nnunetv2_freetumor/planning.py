@@ -75,17 +75,17 @@ def section_for_training(plans: dict[str, Any], dataset_json: dict[str, Any]) ->
 
 def derive_section(plans: dict[str, Any], dataset_json: dict[str, Any]) -> Section:
     """Derive the section from label names and the raw training cases; measurements are kept beside the plans."""
-    raw_folder = _environment_folder("nnUNet_raw") / plans["dataset_name"]
-    if not raw_folder.is_dir():
+    raw = raw_folder(plans)
+    if not raw.is_dir():
         raise ValueError(
-            f"{raw_folder} is not there, and real tumors are measured on the raw CT. Run "
+            f"{raw} is not there, and real tumors are measured on the raw CT. Run "
             f"'nnUNetv2_freetumor plan -d {plans['dataset_name']} -p {plans['plans_name']}' where the raw data are, "
             "and copy the plans file."
         )
     found = roles.resolve(dataset_json, plans["dataset_name"], plans.get(roles.ROLES))
     targets = tuple(_target(role) for role in found)
     cache = _environment_folder("nnUNet_preprocessed") / plans["dataset_name"] / fingerprint.FILE
-    measured = fingerprint.measure_dataset(raw_folder, copy.deepcopy(dataset_json), targets, cache)
+    measured = fingerprint.measure_dataset(raw, copy.deepcopy(dataset_json), targets, cache)
     return Section(
         targets=tuple(with_measurements(t, measured["targets"][t.name], measured["cases"]) for t in targets),
         labels=dataset_json["labels"],
@@ -207,6 +207,11 @@ def load_plans(dataset: str, plans_name: str) -> tuple[Path, dict[str, Any], dic
         for file in (folder / f"{plans_name}.json", folder / "dataset.json")
     )
     return folder, plans, dataset_json
+
+
+def raw_folder(plans: dict[str, Any]) -> Path:
+    """Name the folder of the plans' raw dataset."""
+    return _environment_folder("nnUNet_raw") / plans["dataset_name"]
 
 
 def _environment_folder(name: str) -> Path:

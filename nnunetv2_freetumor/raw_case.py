@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,39 +36,45 @@ class Planting(NamedTuple):
     shortfall: str = ""
 
 
+class _Seen(NamedTuple):
+    """A target whose host is in view, with what draws its lesions."""
+
+    target: Target
+    generator: Generator
+    host: np.ndarray
+
+
 class _Volume(NamedTuple):
     hu: Float[Tensor, "1 1 z y x"]
     label: Int[Tensor, "1 1 z y x"]
 
 
 def plant(
-    image: Case,
-    label: Case,
-    section: Section,
-    lesions: int,
-    device: torch.device,
-    generator: Generator,
+    image: Case, label: Case, section: Section, lesions: int, device: torch.device, *generators: Generator
 ) -> Planting:
-    """Plant up to `lesions` lesions of the section's only target; each keeps away from the ones before.
+    """Plant up to `lesions` lesions of the section's targets; each keeps away from the ones before.
+
+    They are drawn by `generators`, one for each target. Among the targets whose host is in view, chance decides.
 
     Raises:
-        ValueError: the label's type cannot hold the tumor's number, the host is empty, or the image is not in HU.
+        ValueError: the label's type cannot hold a tumor's number, no host is in view, or the image is not in HU.
     """
-    (target,), spacing_mm = section.targets, (image.spacing_mm[0], image.spacing_mm[1], image.spacing_mm[2])
-    _check_type(label, target.tumor_label)
-    host = find_host(image, label, target, spacing_mm, device)
-    _check_hu(image, label, host)
-    host_mm3 = float(host.sum()) * math.prod(spacing_mm)
-    smallest_mm = min(size.min_mm for size in target.prior.sizes if size.weight > 0)
-    if host_mm3 < math.pi / 6 * smallest_mm**3:
-        reason = f"The host ({host_mm3:.0f} mm3) is smaller than the smallest lesion (diameter {smallest_mm:.1f} mm)."
-        return Planting(image, label, [], reason)
-    context_mm = max(CONTEXT_MM + target.prior.exophytic_mm, generator.window_mm / 2)
+    spacing_mm = (image.spacing_mm[0], image.spacing_mm[1], image.spacing_mm[2])
+    assert len(generators) == len(section.targets), "one generator for each target"
+    found = _in_view(image, label, section, generators, device)
+    if small := [reason for seen in found if (reason := _too_small(seen, spacing_mm))]:
+        found = [seen for seen in found if not _too_small(seen, spacing_mm)]
+        if not found:
+            return Planting(image, label, [], small[0])
+    context_mm = max(max(CONTEXT_MM + t.prior.exophytic_mm, g.window_mm / 2) for t, g, _ in found)
     margin = [math.ceil(context_mm / step) for step in spacing_mm]
-    box = bounding_box_to_slice(pad_bbox(get_bbox_from_mask(host), margin, host.shape))
-    section, labels = _with_labeled_host(section, label.array[box].astype(np.int32), host[box])
+    shown = np.logical_or.reduce([seen.host for seen in found])
+    box = bounding_box_to_slice(pad_bbox(get_bbox_from_mask(shown), margin, shown.shape))
+    targets, labels = _with_labeled_hosts(found, label.array[box].astype(np.int32), box)
+    section = dataclasses.replace(section, targets=targets)
     before = _Volume(_tensor(image.array[box].astype(np.float32), device), _tensor(labels, device))
-    after, places = _plant_one_by_one(before, Synthesizer(section, spacing_mm, RAW_CT, [generator]), lesions)
+    synthesizer = Synthesizer(section, spacing_mm, RAW_CT, [seen.generator for seen in found])
+    after, places = _plant_one_by_one(before, synthesizer, lesions)
     planted = image.with_array(image.array.copy()), label.with_array(label.array.copy())
     _write_changes(planted[0].array[box], before.hu, after.hu)
     _write_changes(planted[1].array[box], before.label, after.label)
@@ -77,10 +84,39 @@ def plant(
     return Planting(*planted, measured, reason)
 
 
+def _in_view(
+    image: Case, label: Case, section: Section, generators: Sequence[Generator], device: torch.device
+) -> list[_Seen]:
+    """Find the targets whose host is in view."""
+    spacing_mm = (image.spacing_mm[0], image.spacing_mm[1], image.spacing_mm[2])
+    found, errors = [], []
+    for target, generator in zip(section.targets, generators):
+        _check_type(label, target.tumor_label)
+        try:
+            host = find_host(image, label, target, spacing_mm, device)
+        except ValueError as error:
+            errors.append(error)
+            continue
+        _check_hu(image, label, host)
+        found.append(_Seen(target, generator, host))
+    if not found:
+        raise errors[0]
+    return found
+
+
+def _too_small(seen: _Seen, spacing_mm: Spacing) -> str:
+    """Say so where a host has less room than the smallest lesion takes."""
+    host_mm3 = float(seen.host.sum()) * math.prod(spacing_mm)
+    smallest_mm = min(size.min_mm for size in seen.target.prior.sizes if size.weight > 0)
+    if host_mm3 >= math.pi / 6 * smallest_mm**3:
+        return ""
+    return f"The host ({host_mm3:.0f} mm3) is smaller than the smallest lesion (diameter {smallest_mm:.1f} mm)."
+
+
 def _plant_one_by_one(before: _Volume, synthesizer: Synthesizer, lesions: int) -> tuple[_Volume, list[Place]]:
     """Redraw a lesion that finds no place; stop at the first one that finds none in all tries."""
     rng = torch.Generator().manual_seed(synthesizer.section.seed)
-    volume, places = before, []
+    volume, places, targets = before, [], synthesizer.section.targets
     for _ in tqdm(range(lesions), desc="planting", unit="lesion", disable=None):
         for _ in range(TRIES):
             hu, label, drawn, _ = synthesizer(*volume, synthesizer.draw(1, rng, CANDIDATES))
@@ -89,7 +125,7 @@ def _plant_one_by_one(before: _Volume, synthesizer: Synthesizer, lesions: int) -
         else:
             break
         volume = _Volume(hu, label)
-        places += [Place(lesion.center, lesion.diameter_mm) for lesion in kept]
+        places += [Place(lesion.center, lesion.diameter_mm, targets[lesion.target].name) for lesion in kept]
     return volume, places
 
 
@@ -118,14 +154,18 @@ def _what_is_there(image: Case, label: Case, target: Target) -> str:
     return f"{image.path} shows no lung (unlabeled tissue of {target.host_hu} HU inside the body)"
 
 
-def _with_labeled_host(section: Section, labels: np.ndarray, host: np.ndarray) -> tuple[Section, np.ndarray]:
-    """Give a host without a label a spare one, so that it is searched for only once."""
-    (target,) = section.targets
-    if target.host_hu is None:
-        return section, labels
-    spare = int(max(labels.max(), target.tumor_label)) + 1
-    target = dataclasses.replace(target, host_labels=(spare,), host_hu=None)
-    return dataclasses.replace(section, targets=(target,)), np.where(host, spare, labels)
+def _with_labeled_hosts(
+    found: Sequence[_Seen], labels: np.ndarray, box: tuple[slice, ...]
+) -> tuple[tuple[Target, ...], np.ndarray]:
+    """Give hosts without a label a spare one, so that they are searched for only once."""
+    targets = []
+    for target, _, host in found:
+        if target.host_hu is not None:
+            spare = int(max(labels.max(), *(seen.target.tumor_label for seen in found), 0)) + 1
+            labels = np.where(host[box], spare, labels)
+            target = dataclasses.replace(target, host_labels=(spare,), host_hu=None)
+        targets.append(target)
+    return tuple(targets), labels
 
 
 def _check_hu(image: Case, label: Case, host: np.ndarray) -> None:

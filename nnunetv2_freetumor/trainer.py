@@ -36,6 +36,8 @@ from nnunetv2_freetumor import (
 )
 from nnunetv2_freetumor.evaluation_after_training import LesionEvaluationMixin
 from nnunetv2_freetumor.generator_choice import build_generators
+from nnunetv2_freetumor.pool_training import PoolMixin
+from nnunetv2_freetumor.split_guard import SplitGuardMixin
 from nnunetv2_freetumor.synthesis import Synthesizer
 from nnunetv2_freetumor.training_section import resolve_section
 
@@ -61,7 +63,7 @@ NO_TRANSFORMS = (
 )
 
 
-class FreeTumorMixin(LesionEvaluationMixin):
+class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
     """Plant synthetic tumors into an nnU-Net trainer's batches, between its spatial and its intensity transforms."""
 
     # No __init__: nnU-Net records the arguments of the outermost one by reading that method's local variables.

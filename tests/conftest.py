@@ -10,6 +10,8 @@ install_import_hook("nnunetv2_freetumor", "beartype.beartype(conf=beartype.Beart
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+pytest.register_assert_rewrite("cluster_work", "pools")  # fixtures of several files
+
 
 class OrganPhantom(NamedTuple):
     """A body with one liver-like organ: tensors (1, 1, x, y, z), image in HU."""

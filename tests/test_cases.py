@@ -1,5 +1,6 @@
 """Cases keep their geometry and type, bad ones are refused by name, and files are never half written."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -82,6 +83,25 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
     (tmp_path / "text.nii.gz").write_text("no image")
     with pytest.raises(ValueError, match="text.nii.gz cannot be read as a medical image"):
         read_case(tmp_path / "text.nii.gz")
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.float32])
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
+def test_a_file_that_is_cut_short_is_refused(tmp_path, kind, ending):
+    """SimpleITK reads the missing voxels of NIfTI as 0."""
+    case = make_case(tmp_path / f"case{ending}", kind)
+    write_case(case, case.path)
+    case.path.write_bytes(case.path.read_bytes()[:-11])
+    with pytest.raises(ValueError, match="cannot be read as a medical image"):
+        read_case(case.path)
+
+
+def test_a_file_that_is_packed_in_several_parts_is_read(tmp_path):
+    case = make_case(tmp_path / "case.nii.gz")
+    write_case(case, case.path)
+    data = gzip.decompress(case.path.read_bytes())
+    case.path.write_bytes(gzip.compress(data[:400]) + gzip.compress(data[400:]) + gzip.compress(b""))
+    assert (read_case(case.path).array == case.array).all()
 
 
 def test_a_volume_of_four_axes_is_refused(tmp_path):

@@ -18,15 +18,18 @@ LAYERS = (
     "__init__ _build startup commands strict_json volume intensity cases augmentation label_free planted phantom_scene "
     "pairs networks lite_network checkpoints",
     "bench_startup cpu_pairs critics cards segmenter plan compose patchy grown_tumors phantom_anatomy phantom_vessels "
-    "page matching surfaces",
-    "hosts shapes generators weights judge frozen_segmenter priors phantom_organs scores grown_placing",
-    "draws region_grid measurement roles phantom grown_cases case_scores resampling thresholding",
-    "placement learned fingerprint measured_prior clip_window phantom_cohort bench_data patients",
-    "proposals generator_choice judge_choice",
+    "page matching surfaces contents suspects pool_images case_reports synthetic_splits",
+    "hosts shapes generators weights judge frozen_segmenter priors phantom_organs scores grown_placing pool "
+    "local_cases provenance split_guard",
+    "pool_training draws region_grid measurement roles phantom grown_cases case_scores resampling "
+    "thresholding dask_cases",
+    "placement learned fingerprint measured_prior clip_window pool_segmenter pool_labels phantom_cohort "
+    "bench_data patients",
+    "proposals pool_hosts cluster generator_choice judge_choice",
     # the story
-    "synthesis plan_report chosen",
+    "synthesis plan_report chosen pool_case",
     # what is planned, shown, logged and summed up
-    "planning figures raw_case epoch_log demo_steps report_figures summary comparison copy_paste "
+    "planning pool_marking figures raw_case epoch_log demo_steps report_figures summary comparison copy_paste "
     "conversion generator_files",
     # the adversarial stage, and the section of every training
     "recipes losses training_section",
@@ -46,10 +49,10 @@ LAYERS = (
     "evaluation",
     "evaluation_after_training",
     # what people run, through nnU-Net or through the command line
-    "trainer offline preview report",
-    "demo_trainer bench doctor",
-    "demo",
-    "bundled_training",
+    "trainer offline unlabeled preview report synthetic_case",
+    "demo_trainer bench doctor synthetic_sources",
+    "demo synthetic_orders",
+    "bundled_training synthesize_dataset",
     # how real planted lesions look
     "realism_features",
     "realism_lesions realism_classifier realism_contestants",

@@ -1,0 +1,50 @@
+"""Tell by their voxels whether two CTs are the same scan, whatever their file type, header or orientation."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunetv2_freetumor.cases import read_case, write_json
+
+RANGE_HU = (-1024, 3071)  # padding and metal are stored differently here and there
+
+
+FileStates = tuple[tuple[int, int], ...]
+
+
+def state_of(*paths: Path) -> FileStates:
+    """Tell by size and time whether files are still what they were."""
+    return tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
+
+
+def content_hash(array: np.ndarray) -> str:
+    """Hash how often each HU occurs, and the size: the same for any type, flip, turn, origin and spacing.
+
+    Two different scans with the same histogram of some million voxels do not occur.
+    """
+    low, high = RANGE_HU
+    values = np.rint(np.clip(array.ravel(), low, high)).astype(np.int16) - low
+    counts = np.bincount(values, minlength=high - low + 1).astype("<i8")
+    return hashlib.sha256(repr(sorted(array.shape)).encode() + counts.tobytes()).hexdigest()[:24]
+
+
+def labeled_contents(images: Iterable[Path], cache: Path) -> dict[str, str]:
+    """Map the hashes of labeled images to their names; what has not changed since comes from the cache."""
+    known: dict[str, Any] = json.loads(cache.read_text(encoding="utf-8")) if cache.is_file() else {}
+    found = {}
+    for path in tqdm(sorted(images), desc="labeled cases", unit="case", disable=None):
+        state = [*state_of(path)[0]]
+        entry = known.get(str(path))
+        found[str(path)] = entry if entry and entry[:2] == state else [*state, content_hash(read_case(path).array)]
+    write_json(found, cache)
+    return read_contents(cache)
+
+
+def read_contents(cache: Path) -> dict[str, str]:
+    """Read what `labeled_contents` has written."""
+    return {entry[2]: Path(path).name for path, entry in json.loads(cache.read_text(encoding="utf-8")).items()}

@@ -1,0 +1,211 @@
+"""The unlabeled pool: CT without tumor labels, preprocessed as a configuration's cases are, in a folder of its own.
+
+A case is there when its record is there; the record is written last. The folder is stamped with the plans and labels
+that it was made for. Nothing here is ever used for validation.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import load_pickle, write_pickle
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_freetumor.cases import replacing_all, write_json
+from nnunetv2_freetumor.plan import plans_hash
+
+STAMP, RECORDS, UNFINISHED = "stamp.json", "records", ".unfinished-*"
+MARK = "unlabeled:"  # begins the identifiers of pool cases in a training set; no file name of a labeled case has it
+LARGEST_SHARE = 0.5  # of each batch, unless the section says otherwise
+_FINE, _COARSE = 10, 1  # copies of the identifiers that are repeated less
+
+
+class Record(NamedTuple):
+    """What is known about one case of the pool."""
+
+    case: str
+    source: str  # the image that it was made from
+    settings: str  # what it was asked for with
+    cleared: str  # who has looked for tumors: 'tumor-free' (the user's word), a model's name, or nobody ('')
+    content: str  # hash of the image's voxels
+    counts: dict[str, float]  # what was taken out of the loss
+
+
+class Pool(NamedTuple):
+    """The cases that may be trained on."""
+
+    folder: Path
+    cases: tuple[str, ...]
+    waiting: int  # cases that nobody has looked at for tumors
+    counts: dict[str, float]
+
+
+class Volumes(NamedTuple):
+    """A preprocessed case."""
+
+    image: np.ndarray  # (1 x y z) float32, z-scores
+    label: np.ndarray  # (1 x y z) int16
+    properties: dict[str, Any]
+
+
+class WithPool:
+    """A labeled training set and a pool as one data set for nnU-Net's loader, which draws among its identifiers."""
+
+    def __init__(self, labeled: Any, pool: Pool, share: float) -> None:
+        """Repeat the identifiers so that a draw comes from the pool with about this chance."""
+        self._labeled, self._pool = labeled, nnUNetDatasetBlosc2(str(pool.folder), list(pool.cases))
+        own = [str(name) for name in labeled.identifiers]
+        copies = copies_for(len(own), len(pool.cases), share)
+        names = [*own * copies[0], *[MARK + case for case in pool.cases] * copies[1]]
+        self.identifiers = np.array(names, dtype=object)  # drawing from a list copies it each time
+
+    @property
+    def share(self) -> float:
+        """Tell which share of the draws comes from the pool."""
+        return float(np.mean([name.startswith(MARK) for name in self.identifiers]))
+
+    def load_case(self, identifier: str) -> Any:
+        """Load a case as nnU-Net's data sets do."""
+        if identifier.startswith(MARK):
+            return self._pool.load_case(identifier.removeprefix(MARK))
+        return self._labeled.load_case(identifier)
+
+
+def copies_for(labeled: int, pool: int, share: float) -> tuple[int, int]:
+    """Choose how often to repeat labeled and pool identifiers for a share of draws, within 5 % of their ratio."""
+    if share >= 1:
+        return 0, 1
+    ratio = share * labeled / ((1 - share) * pool)  # pool copies for each labeled copy
+    scale = _FINE if 1 / _FINE < ratio < _FINE else _COARSE
+    return (max(1, round(scale / ratio)), scale) if ratio < 1 else (scale, max(1, round(scale * ratio)))
+
+
+def default_share(labeled: int, pool: int) -> float:
+    """Give the pool its share of all cases, at most one half of each batch."""
+    return min(pool / (labeled + pool), LARGEST_SHARE)
+
+
+def pool_folder(preprocessed: str | Path, plans: dict[str, Any], configuration: str) -> Path:
+    """Name the pool's folder, beside the folder of the configuration's own cases."""
+    identifier = PlansManager(plans).get_configuration(configuration).data_identifier
+    return Path(preprocessed) / f"{identifier}_unlabeled"
+
+
+def ignore_value(dataset_json: dict[str, Any]) -> int:
+    """Give the label value that is taken out of the loss: the dataset's own ignore label, or the next free number."""
+    labels = dataset_json["labels"]
+    if "ignore" in labels:
+        return int(labels["ignore"])
+    return max(max(value) if isinstance(value, list | tuple) else int(value) for value in labels.values()) + 1
+
+
+def start_pool(folder: Path, plans: dict[str, Any], dataset_json: dict[str, Any]) -> None:
+    """Make and stamp the pool's folder, or check the stamp that is there.
+
+    Raises:
+        ValueError: the pool was made for other plans or labels.
+    """
+    (folder / RECORDS).mkdir(parents=True, exist_ok=True)
+    if (folder / STAMP).is_file():
+        check_stamp(folder, plans, dataset_json)
+    else:
+        write_json(_stamp(plans, dataset_json), folder / STAMP)
+
+
+def check_stamp(folder: Path, plans: dict[str, Any], dataset_json: dict[str, Any]) -> None:
+    """Refuse a pool that was made for other plans or labels.
+
+    Raises:
+        ValueError: names the folder, what differs and the way out.
+    """
+    found, wanted = json.loads((folder / STAMP).read_text(encoding="utf-8")), _stamp(plans, dataset_json)
+    different = [name for name in wanted if found.get(name) != wanted[name]]
+    if different:
+        changes = "; ".join(f"{name} {found.get(name)} there, {wanted[name]} now" for name in different)
+        raise ValueError(
+            f"The unlabeled pool {folder} was made for other plans ({changes}), so its cases do not fit. Delete that "
+            "folder and run 'nnUNetv2_freetumor add-unlabeled' again, or go back to the plans that it was made for."
+        )
+
+
+def _stamp(plans: dict[str, Any], dataset_json: dict[str, Any]) -> dict[str, Any]:
+    return {"plans_hash": plans_hash(plans), "labels": dataset_json["labels"], "ignore": ignore_value(dataset_json)}
+
+
+def open_pool(folder: Path, plans: dict[str, Any], dataset_json: dict[str, Any]) -> Pool | None:
+    """List the pool's cases; None where there is no pool.
+
+    Raises:
+        ValueError: it was made for other plans or labels.
+    """
+    if not (folder / STAMP).is_file():
+        return None
+    check_stamp(folder, plans, dataset_json)
+    records = read_records(folder)
+    used = [record for record in records if record.cleared]
+    counts: dict[str, float] = {}
+    for record in used:
+        for name, value in record.counts.items():
+            counts[name] = counts.get(name, 0) + value
+    return Pool(folder, tuple(record.case for record in used), len(records) - len(used), counts)
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Read the records of all cases, in the order of their names."""
+    return [_read(path) for path in sorted((folder / RECORDS).glob("*.json"))]
+
+
+def read_record(folder: Path, case: str) -> Record | None:
+    """Read a case's record; None where the case is not there."""
+    path = _record_file(folder, case)
+    return _read(path) if path.is_file() else None
+
+
+def _read(path: Path) -> Record:
+    return Record(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def _record_file(folder: Path, case: str) -> Path:
+    return folder / RECORDS / f"{case}.json"
+
+
+def write_volumes(folder: Path, record: Record, volumes: Volumes, patch_size: Sequence[int]) -> None:
+    """Write a case as nnU-Net's preprocessing does, and its record last, so that no half-written case counts."""
+    _record_file(folder, record.case).unlink(missing_ok=True)
+    image, label, properties = volumes
+    (blocks, chunks), (blocks_seg, chunks_seg) = (
+        comp_blosc2_params(array.shape, tuple(patch_size), array.itemsize) for array in (image, label)
+    )
+    with replacing_all(folder) as unfinished:
+        nnUNetDatasetBlosc2.save_case(
+            image, label, properties, str(unfinished / record.case), chunks, blocks, chunks_seg, blocks_seg
+        )
+    write_record(folder, record)
+
+
+def write_label(folder: Path, record: Record, volumes: Volumes, patch_size: Sequence[int]) -> None:
+    """Replace a case's label map and places, and its record last."""
+    blocks, chunks = comp_blosc2_params(volumes.label.shape, tuple(patch_size), volumes.label.itemsize)
+    with replacing_all(folder) as unfinished:
+        nnUNetDatasetBlosc2.save_seg(volumes.label, str(unfinished / f"{record.case}_seg"), chunks, blocks)
+        write_pickle(volumes.properties, str(unfinished / f"{record.case}.pkl"))
+    write_record(folder, record)
+
+
+def files_of(folder: Path, case: str) -> list[Path]:
+    """List a complete case's files."""
+    return [folder / f"{case}{ending}" for ending in (".b2nd", "_seg.b2nd", ".pkl")] + [_record_file(folder, case)]
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Write a case's record, after its files."""
+    write_json(record._asdict(), _record_file(folder, record.case))
+
+
+def read_volumes(folder: Path, case: str) -> Volumes:
+    """Read a case of the pool completely."""
+    image, label, _, _ = nnUNetDatasetBlosc2(str(folder), [case]).load_case(case)
+    return Volumes(np.asarray(image[:]), np.asarray(label[:]), load_pickle(str(folder / f"{case}.pkl")))

@@ -1,0 +1,196 @@
+"""The command `add-unlabeled`: fill a dataset's pool of unlabeled CT, and mark suspects in it."""
+
+import functools
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_freetumor import planning, pool
+from nnunetv2_freetumor.case_reports import EARLIER, CaseReport, exit_code, summary_lines, write_reports
+from nnunetv2_freetumor.cluster import check_cluster, run_cases
+from nnunetv2_freetumor.contents import labeled_contents
+from nnunetv2_freetumor.plan import SECTION, check_origin, read_section
+from nnunetv2_freetumor.pool_case import CONTENTS, Job, Order, Place, add_case, is_done, read_place
+from nnunetv2_freetumor.pool_hosts import model_values
+from nnunetv2_freetumor.pool_images import find_images
+from nnunetv2_freetumor.pool_marking import MarkOrder, is_marked, mark_case
+from nnunetv2_freetumor.pool_segmenter import Model, check_judge, has_met_lesions, load_model
+
+REPORT = "report.json"
+Run = Callable[..., list[CaseReport]]
+
+
+def add_unlabeled_command(
+    dataset: str,
+    images: str | None = None,
+    hosts: str | None = None,
+    host_model: str | None = None,
+    configuration: str = "3d_fullres",
+    plans_name: str = "nnUNetPlans",
+    name_map: str | None = None,
+    annotates: Sequence[str] = (),
+    tumor_free: bool = False,
+    judge: str | None = None,
+    mark_suspects: str | None = None,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+) -> int:
+    """Add CT without labels to a dataset's pool, or let a model mark suspects there; 0 where every case is done.
+
+    Raises:
+        ValueError: options that do not go together, no section in the plans, a pool made for other plans, or a model
+            that does not fit; the text says what to do.
+    """
+    if (images is None) == (mark_suspects is None):
+        raise ValueError("Give either -i with images to add, or --mark-suspects with a model that looks at the pool.")
+    check_cluster(scheduler, workers)
+    folder = _check_plans(dataset, plans_name, configuration)
+    job = Job(
+        preprocessed=str(folder),
+        plans_name=plans_name,
+        configuration=configuration,
+        hosts=_absolute(hosts),
+        host_model=_absolute(host_model),
+        name_map=tuple(sorted(_read_name_map(name_map).items())),
+        annotates=tuple(annotates),
+        tumor_free=tumor_free,
+        judge=_absolute(judge or mark_suspects),
+        device=device or "",
+    )
+    place = read_place(job.preprocessed, plans_name, configuration)
+    _check_job(job, place)
+    if job.host_model:
+        job = job._replace(host_model_looks=_has_met_lesions(load_model(job.host_model, "cpu"), place))
+    run = functools.partial(run_cases, scheduler=scheduler, workers=workers, title="unlabeled cases")
+    reports = _add(images, job, place, run) if images is not None else _mark(job, place, run)
+    print("\n".join([*summary_lines(reports), *_doubts(job, reports), *_what_now(place, job, dataset)]))
+    write_reports(reports, place.folder / REPORT)
+    print(f"Every case: {place.folder / REPORT}")
+    return exit_code(reports)
+
+
+def _add(images: str, job: Job, place: Place, run: Run) -> list[CaseReport]:
+    found = find_images(Path(images).absolute())
+    pool.start_pool(place.folder, place.plans, place.dataset_json)
+    _sweep(place.folder)
+    labeled_contents(_labeled_images(place), place.folder / CONTENTS)
+    job = job._replace(alone=len(found) == 1)
+    return run(add_case, [Order(case, path, job) for case, path in found], is_done)
+
+
+def _mark(job: Job, place: Place, run: Run) -> list[CaseReport]:
+    if not (place.folder / pool.STAMP).is_file():
+        raise ValueError(f"{place.folder} holds no pool yet. Add images to it first, with -i.")
+    pool.check_stamp(place.folder, place.plans, place.dataset_json)
+    _sweep(place.folder)
+    return run(mark_case, [MarkOrder(record.case, job) for record in pool.read_records(place.folder)], is_marked)
+
+
+def _check_plans(dataset: str, plans_name: str, configuration: str) -> Path:
+    folder, plans, dataset_json = planning.load_plans(dataset, plans_name)
+    if configuration not in plans["configurations"]:
+        raise ValueError(
+            f"{plans_name}.json has no configuration '{configuration}': {', '.join(plans['configurations'])}"
+        )
+    planning.check_configuration(plans, configuration, dataset_json)
+    if SECTION not in plans:
+        raise ValueError(
+            f"{plans_name}.json has no freetumor section, which says what host and tumor are. Run "
+            f"'nnUNetv2_freetumor plan -d {dataset} -p {plans_name}' first."
+        )
+    check_origin(read_section(plans[SECTION]), plans, dataset_json)
+    return folder.absolute()
+
+
+def _check_job(job: Job, place: Place) -> None:
+    """Find out before any work what cannot work for any case."""
+    for name in [*dict(job.name_map).values(), *job.annotates]:
+        place.labels.named(name)
+    if job.judge:
+        model = load_model(job.judge, "cpu")
+        check_judge(model, place.plans, job.configuration, place.labels.lesion_names())
+        if not _has_met_lesions(model, place):
+            raise ValueError(
+                f"The model {model.segmenter.name} has never been shown a tumor: no case of this dataset holds one, "
+                "and its trainer plants none. It would find every scan clean. Train with -tr nnUNetTrainerFreeTumor."
+            )
+    if job.hosts and job.host_model:
+        raise ValueError("--hosts and --host-model both say where the hosts are: give one of them.")
+    if job.hosts and not Path(job.hosts).is_dir():
+        raise ValueError(f"--hosts must be a folder with masks, but {job.hosts} is not there or no folder.")
+    if job.host_model:
+        found = set(model_values(load_model(job.host_model, "cpu"), place.labels, dict(job.name_map)).values())
+        if not found & place.labels.hosts:
+            known = ", ".join(load_model(job.host_model, "cpu").segmenter.labels)
+            raise ValueError(f"--host-model knows the labels {known}, and none is a host here: give a --name-map.")
+
+
+def _has_met_lesions(model: Model, place: Place) -> bool:
+    absent = place.section.fingerprint.get("absent_labels", [])
+    return has_met_lesions(model, place.plans["dataset_name"], absent, place.labels.lesion_names())
+
+
+def _read_name_map(path: str | None) -> dict[str, str]:
+    if path is None:
+        return {}
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--name-map {path} is no JSON file ({error}).") from error
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError(
+            f"--name-map {path} must map names of masks to labels of the dataset, such as "
+            '{"liver_segment_1": "liver"}, or values of label maps, such as {"5": "liver"}.'
+        )
+    return found
+
+
+def _labeled_images(place: Place) -> list[Path]:
+    """List the raw images whose labels nnU-Net has: training cases, and test cases with labels."""
+    raw = planning.raw_folder(place.plans)
+    ending = place.dataset_json["file_ending"]
+    listed = [Path(item["images"][0]) for item in place.dataset_json.get("dataset", {}).values()]
+    listed = [path if path.is_absolute() else raw / path for path in listed]
+    training = listed or [*(raw / "imagesTr").glob(f"*{ending}")]
+    labels = {path.name.removesuffix(ending) for path in (raw / "labelsTs").glob(f"*{ending}")}
+    test = [p for p in (raw / "imagesTs").glob(f"*{ending}") if p.name.removesuffix(ending)[:-5] in labels]
+    if not training:
+        raise ValueError(f"{raw} holds no labeled images, and the pool must not hold them too. Put the raw data there.")
+    return [*training, *test]
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs have left; a worker that still writes there fails and is ordered again."""
+    for leftover in [*folder.glob(pool.UNFINISHED), *(folder / pool.RECORDS).glob(pool.UNFINISHED)]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _doubts(job: Job, reports: Sequence[CaseReport]) -> list[str]:
+    """Warn of a judge that has found nothing anywhere: it may know no tumor when it sees one."""
+    seen = [report for report in reports if report.state == "done" and report.reason != EARLIER]
+    if not job.judge or not seen or any("cases with suspects" in report.counts for report in seen):
+        return []
+    return [
+        f"WARNING: {job.judge} has found no tumor in any of these {len(seen)} case(s). Does it find those of your "
+        "labeled cases? A model that finds none clears everything, and tumors here would be taught as organ."
+    ]
+
+
+def _what_now(place: Place, job: Job, dataset: str) -> list[str]:
+    found: Any = pool.open_pool(place.folder, place.plans, place.dataset_json)
+    lines = [f"The pool {place.folder} holds {len(found.cases)} case(s) to train on."]
+    if found.waiting:
+        lines.append(
+            f"{found.waiting} case(s) wait: unlabeled is not healthy, and nobody has looked for tumors in them. Train "
+            f"without them first, then run 'nnUNetv2_freetumor add-unlabeled -d {dataset} -c {job.configuration} -p "
+            f"{job.plans_name} --mark-suspects MODEL_FOLDER' and train again; or add them with --judge MODEL_FOLDER, "
+            "or with --tumor-free where you know that they are clean."
+        )
+    return lines
+
+
+def _absolute(path: str | None) -> str:
+    return str(Path(path).expanduser().absolute()) if path else ""

@@ -1,0 +1,134 @@
+"""Small cases for tests of the cluster: some fail, some kill their worker, each start is written down.
+
+And clusters as users run them: a scheduler and workers, each a process of its own.
+"""
+
+import contextlib
+import faulthandler
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from nnunetv2_freetumor.case_reports import CaseReport
+from nnunetv2_freetumor.cases import write_text
+
+TESTS = Path(__file__).parent
+TIME_LIMIT_S = 300  # a test that stalls fails, and shows where
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+
+
+@pytest.fixture(autouse=True)
+def time_limit():
+    """Let no test stall."""
+
+    def _stalled(*_):
+        faulthandler.dump_traceback(sys.__stderr__)
+        raise AssertionError(f"the test was not through after {TIME_LIMIT_S} s")
+
+    before = signal.signal(signal.SIGALRM, _stalled)
+    signal.alarm(TIME_LIMIT_S)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def without_dask(monkeypatch):
+    """Do as if the extra was not installed."""
+    monkeypatch.setitem(sys.modules, "distributed", None)
+
+
+def wait_for(condition, seconds=200):
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def running(*words):
+    """Run a program until the end of the block, and not longer, with all processes that it has started."""
+    command, environment = [sys.executable, *words], os.environ | ENVIRONMENT
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # a dask worker may wait for its scheduler before it listens
+        process.wait()
+
+
+def dask_scheduler(file):
+    """Run a scheduler, which ends by itself where a killed test run leaves it."""
+    return running("-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+                   "--idle-timeout", str(TIME_LIMIT_S), "--scheduler-file", str(file))  # fmt: skip
+
+
+def dask_workers(file, count=1, threads=1):
+    """Run workers, each with a nanny that starts it again when it dies."""
+    return running("-m", "dask", "worker", "--nthreads", str(threads), "--nworkers", str(count), "--no-dashboard",
+                   "--scheduler-file", str(file), "--local-directory", str(Path(file).parent),
+                   "--death-timeout", str(TIME_LIMIT_S))  # fmt: skip
+
+
+@contextlib.contextmanager
+def dask_cluster(file, workers):
+    """Run a scheduler and workers as a user does on a cluster."""
+    with dask_scheduler(file) as scheduler:
+        wait_for(file.is_file)
+        with dask_workers(file, workers):
+            yield scheduler
+
+
+class Order(NamedTuple):
+    """One small case."""
+
+    case: str
+    folder: str
+    what: str = "work"
+    seconds: float = 0.0
+
+    @property
+    def file(self):
+        """Name its result."""
+        return Path(self.folder) / f"{self.case}.txt"
+
+
+def is_done(order):
+    """Tell whether a case is there."""
+    return order.file.is_file()
+
+
+def starts(folder):
+    """Read which process started which case, in order."""
+    return [line.split() for line in (Path(folder) / "starts.log").read_text().splitlines()]
+
+
+def work(order):
+    """Do what the order says and write its file."""
+    folder = Path(order.folder)
+    with (folder / "starts.log").open("a") as log:
+        log.write(f"{order.case} {os.getpid()}\n")
+    killed_before = folder / f"{order.case}.killed"
+    if order.what == "dies" or (order.what == "dies once" and not killed_before.exists()):
+        killed_before.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if order.what == "user":
+        raise ValueError(f"{order.case} cannot be read")
+    if order.what == "bug":
+        return {}["key"]
+    time.sleep(order.seconds)
+    write_text(f"result of {order.case}\n", order.file)
+    return CaseReport(order.case, "done", counts={"voxels": 3.0})
+
+
+def make_orders(folder, count=6, seconds=0.0, **what):
+    """Order cases c0, c1 ...; `what` is by name."""
+    return [Order(f"c{i}", str(folder), what.get(f"c{i}", "work"), seconds) for i in range(count)]

@@ -1,0 +1,267 @@
+"""Cases are worked on wherever there is room: every one exactly once, whoever dies, and with the same result."""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from cluster_work import (
+    Order,
+    dask_cluster,
+    dask_scheduler,
+    dask_workers,
+    is_done,
+    make_orders,
+    running,
+    starts,
+    wait_for,
+    work,
+)
+
+from nnunetv2_freetumor import __version__, cluster, dask_cases
+from nnunetv2_freetumor.case_reports import CaseReport, exit_code, summary_lines
+from nnunetv2_freetumor.cluster import run_cases
+from nnunetv2_freetumor.local_cases import DIED, TRIES, attempt
+
+pytest_plugins = ["cluster_work"]
+needs_dask = pytest.mark.skipif(
+    importlib.util.find_spec("distributed") is None, reason="the extra [cluster] is missing"
+)
+CLIENT = """
+from cluster_work import is_done, make_orders, work
+from nnunetv2_freetumor.cluster import run_cases
+run_cases(work, make_orders(sys.argv[1], 12, seconds=0.25), is_done, scheduler=sys.argv[2])
+"""
+
+
+def states(reports):
+    return {report.case: (report.state, report.reason) for report in reports}
+
+
+def results(folder):
+    return {path.name: path.read_text() for path in Path(folder).glob("c*.txt")}
+
+
+def test_a_bad_case_never_stops_the_others(tmp_path):
+    reports = run_cases(work, make_orders(tmp_path, 4, c1="user", c2="bug"), is_done, workers=1)
+    assert states(reports) == {
+        "c0": ("done", ""),
+        "c1": ("failed", "c1 cannot be read"),
+        "c2": ("failed", "KeyError: 'key'"),
+        "c3": ("done", ""),
+    }
+    assert exit_code(reports) == 1
+    assert reports[0].counts["voxels"] == 3 and reports[0].counts["seconds"] >= 0
+
+
+def test_what_is_done_is_not_done_again(tmp_path):
+    told = []
+    run_cases(work, make_orders(tmp_path, 2), is_done, workers=1)
+    reports = run_cases(work, make_orders(tmp_path, 3), is_done, workers=1, on_done=told.append)
+    assert [case for case, _ in starts(tmp_path)] == ["c0", "c1", "c2"]
+    assert [report.reason for report in reports] == ["by an earlier run"] * 2 + [""]
+    assert told == reports[2:] and exit_code(reports) == 0
+
+
+def test_reports_are_summed_up():
+    reports = [
+        CaseReport("a", "done", counts={"voxels": 2, "peak_mib": 5}),
+        CaseReport("b", "done", counts={"voxels": 3, "peak_mib": 4}),
+        CaseReport("c", "done", "by an earlier run"),
+        *(CaseReport(case, "skipped", f"no mask for {case}") for case in ("d1", "d2", "d3", "d4")),
+        CaseReport("e", "failed", "broken"),
+    ]
+    assert summary_lines(reports) == [
+        "8 case(s): 3 done (1 by an earlier run), 4 skipped, 1 failed.",
+        "  voxels: 5",
+        "  peak_mib: 5",
+        "  skipped: 4 x no mask for CASE (d1, d2, d3 ...)",
+        "  failed: 1 x broken (e)",
+    ]
+
+
+def test_another_version_on_a_worker_is_said():
+    report = attempt(work, "9.9", Order("c0", ""))
+    assert report.state == "failed" and "but the command is version 9.9: install the same one" in report.reason
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        ({"workers": 0}, "--workers must be at least 1 process, but it is 0"),
+        ({"workers": 2, "scheduler": "tcp://a:1"}, "--workers counts processes of this machine, and --scheduler has"),
+        ({"scheduler": "missing.json"}, "must be a scheduler file that is there, or an address .* 'missing.json'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(tmp_path, monkeypatch, options, text):
+    monkeypatch.setattr(cluster, "dask", lambda: True)
+    with pytest.raises(ValueError, match=text):
+        run_cases(work, make_orders(tmp_path), is_done, **options)
+
+
+def test_a_scheduler_without_the_extra_ends_in_an_error_that_names_it(tmp_path, without_dask):
+    text = r"--scheduler needs dask.*pip install 'nnunetv2_freetumor\[cluster\]'. Without --scheduler the command runs"
+    with pytest.raises(ValueError, match=text):
+        run_cases(work, make_orders(tmp_path), is_done, scheduler="tcp://localhost:8786")
+
+
+@needs_dask
+@pytest.mark.parametrize(
+    "address",
+    ["tcp://127.0.0.1:9", "foo://127.0.0.1:9", "tcp://127.0.0.1:port", "tcp://nowhere.invalid:8786", "SILENT", "OTHER"],
+)
+def test_an_address_where_no_scheduler_answers_is_said_in_seconds(tmp_path, monkeypatch, address):
+    """Nobody listens there, or somebody who says nothing, or no scheduler."""
+    monkeypatch.setattr(dask_cases, "CONNECT_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        if address in ("SILENT", "OTHER"):
+            if address == "OTHER":
+                threading.Thread(target=_greet, args=(server,), daemon=True).start()
+            address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        start = time.monotonic()
+        with pytest.raises(ValueError, match=f"No dask scheduler answers at --scheduler {address} .*'dask scheduler'"):
+            run_cases(work, make_orders(tmp_path), is_done, scheduler=address)
+        assert time.monotonic() - start < 10
+
+
+def _greet(server):
+    connection, _ = server.accept()
+    connection.sendall(b"SSH-2.0-OpenSSH_9.0\r\n" * 3)
+
+
+@needs_dask
+@pytest.mark.parametrize("text", ["", "no JSON", "[]", "{}"])
+def test_a_scheduler_file_that_is_none_is_refused(tmp_path, text):
+    file = tmp_path / "scheduler.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="scheduler.json is no scheduler file: it holds no JSON with an 'address'"):
+        run_cases(work, make_orders(tmp_path), is_done, scheduler=str(file))
+
+
+class LonelyClient:
+    """A client of a local cluster whose processes are all gone."""
+
+    status, cluster = "running", "local"
+
+    def nthreads(self, **_):
+        return {}
+
+
+def test_processes_of_this_machine_that_are_not_replaced_end_the_run(monkeypatch):
+    monkeypatch.setattr(dask_cases, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(dask_cases, "RETURN_SECONDS", 0)
+    crew = dask_cases._Crew(LonelyClient())
+    assert crew.look(3) == 0
+    with pytest.raises(
+        ValueError, match="died and could not be replaced; is there enough memory.*Give fewer --workers"
+    ):
+        crew.look(3)
+
+
+def test_a_process_works_on_one_case_at_a_time_however_many_threads_it_has():
+    at_work, seen = [], []
+
+    def _watched(order):
+        at_work.append(order)
+        seen.append(len(at_work))
+        time.sleep(0.05)
+        at_work.remove(order)
+        return CaseReport(order.case, "done")
+
+    threads = [threading.Thread(target=attempt, args=(_watched, __version__, Order(f"c{i}", ""))) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1, 1, 1, 1]
+
+
+@pytest.mark.slow
+@needs_dask
+def test_a_cluster_without_workers_says_so_and_waits_for_one(tmp_path, monkeypatch):
+    file, told, late = tmp_path / "scheduler.json", [], []
+
+    def tell(text, **_):
+        told.append(text)
+        if len(told) == 1:
+            late.append(dask_workers(file, threads=3))
+            late[0].__enter__()
+
+    monkeypatch.setattr(dask_cases.tqdm, "write", tell)
+    monkeypatch.setattr(dask_cases, "LOOK_SECONDS", 0.2)
+    with dask_scheduler(file):
+        wait_for(file.is_file)
+        try:
+            reports = run_cases(work, make_orders(tmp_path, 5, seconds=0.2), is_done, scheduler=str(file))
+        finally:
+            late[0].__exit__(None, None, None)
+    assert [report.state for report in reports] == ["done"] * 5
+    address = json.loads(file.read_text())["address"]
+    assert told[0].startswith("No worker is connected to the dask scheduler, so 5 case(s) wait. Start some: 'dask ")
+    assert f"worker {address} --nthreads 1'" in told[0] and len(told) == 2
+    assert told[1].startswith("A worker process with 3 threads works on one case at a time.")
+
+
+@pytest.mark.slow
+@needs_dask
+def test_a_scheduler_that_is_lost_while_a_single_case_waits_ends_the_run(tmp_path, monkeypatch):
+    file = tmp_path / "scheduler.json"
+    with dask_scheduler(file) as scheduler:
+        wait_for(file.is_file)
+        monkeypatch.setattr(dask_cases.tqdm, "write", lambda *_, **__: scheduler.kill())
+        with pytest.raises(ValueError, match="connection to the dask scheduler was lost.*goes on with the cases"):
+            run_cases(work, make_orders(tmp_path, 1), is_done, scheduler=str(file))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_dask", [pytest.param(True, marks=needs_dask), False])
+def test_processes_that_die_are_replaced_and_their_cases_done(tmp_path, with_dask, request):
+    if not with_dask:
+        request.getfixturevalue("without_dask")
+    orders = make_orders(tmp_path, 8, c1="dies once", c3="dies", c5="user")
+    reports = run_cases(work, orders, is_done, workers=2)
+    expected = {order.case: ("done", "") for order in orders}
+    assert states(reports) == expected | {"c3": ("failed", DIED), "c5": ("failed", "c5 cannot be read")}
+    started = [case for case, _ in starts(tmp_path)]
+    assert os.getpid() not in {int(pid) for _, pid in starts(tmp_path)}
+    assert started.count("c1") >= 2 and started.count("c3") >= TRIES
+    assert len(results(tmp_path)) == 6 and not list(tmp_path.glob(".unfinished*"))
+
+
+@pytest.mark.slow
+@needs_dask
+def test_a_killed_worker_and_a_killed_client_cost_nothing_but_time(tmp_path):
+    """On a cluster of separate processes, found by its scheduler file."""
+    file = tmp_path / "scheduler.json"
+    with dask_cluster(file, workers=2):
+        with running("-c", CLIENT, str(tmp_path), str(file)) as client:
+            wait_for(lambda: len(results(tmp_path)) >= 2)
+            os.kill(int(starts(tmp_path)[-1][1]), signal.SIGKILL)  # a worker, in the middle of a case
+            wait_for(lambda: len(results(tmp_path)) >= 5)
+            client.kill()
+        before = len(results(tmp_path))
+        assert before < 12
+        reports = run_cases(work, make_orders(tmp_path, 12), is_done, scheduler=str(file))
+    assert [report.state for report in reports] == ["done"] * 12
+    assert sum(report.reason == "by an earlier run" for report in reports) >= before
+    assert results(tmp_path) == {f"c{i}.txt": f"result of c{i}\n" for i in range(12)}
+
+
+@pytest.mark.slow
+@needs_dask
+def test_a_scheduler_that_is_lost_ends_the_run_and_says_how_to_go_on(tmp_path):
+    file = tmp_path / "scheduler.json"
+    with dask_cluster(file, workers=1) as scheduler:
+        killed = []
+
+        def kill(report):
+            if not killed:
+                killed.append(scheduler.kill())
+
+        with pytest.raises(ValueError, match="connection to the dask scheduler was lost.*goes on with the cases"):
+            run_cases(work, make_orders(tmp_path, 6, seconds=0.2), is_done, scheduler=str(file), on_done=kill)
