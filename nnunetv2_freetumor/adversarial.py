@@ -184,7 +184,7 @@ def measure(windows: Windows) -> tuple[Float[Tensor, "m"], Bool[Tensor, "m"]]:
     shells, seen = losses.shell_means(relative, windows.distance_mm)
     contrast = losses.mean_over(relative, windows.mask)
     bold = contrast.detach().abs() >= LEAST_HU
-    profile = shells * (PROFILE_HU / torch.where(bold, contrast.detach(), LEAST_HU))
+    profile = shells * (PROFILE_HU / torch.where(bold, contrast, LEAST_HU))
     bands = losses.band_energies(relative, windows.mask)
     known = torch.ones_like(bands, dtype=torch.bool)
     return torch.cat([profile, contrast[None], bands]), torch.cat([seen & bold, known[:1], known])

@@ -24,6 +24,7 @@ MULTIPLES = {"lite": 4, "freetumor": 8}  # of the sides that each network can ha
 SURROUNDINGS_MM = 96.0  # of what freetumor sees around a lesion: its 144 mm at most, but 3.4 times fewer voxels
 REACH_MM = 1.0  # how far outside a lesion lite has its full say: blurred edges reach beyond the outline
 DISTANCE_MM = 10.0  # one unit of the distance that lite sees
+CONTRAST_HU = 40.0  # and of the contrast
 NOISE_MM = 1.5  # one voxel of the noise that lite sees
 SIGMAS_FIELD = (3.0, 6.0, 9.0, 12.0, 15.0)  # voxels: of freetumor's texture before it is sampled
 SIGMAS_TEXTURE = (4.0, 7.0)  # voxels: and after
@@ -39,7 +40,7 @@ Batch = Float[Tensor, "b 1 x y z"]
 class LiteInputs(NamedTuple):
     """What the lite network sees of one lesion (or of several), on the grid."""
 
-    inputs: Float[Tensor, "b 4 x y z"]  # window with the texture lesion, distance, host, noise
+    inputs: Float[Tensor, "b 5 x y z"]  # window with the texture lesion, that lesion alone, distance, host, noise
     look: Float[Tensor, "b 8"]
     hu: Batch  # without any lesion
     base_contrast: Batch  # of `texture`, HU
@@ -75,7 +76,9 @@ def lite_inputs_over(
     near = (distance / DISTANCE_MM).clamp(-1, 1)
     chance = torch.tensor([[math.log(look.diameter_mm / 20), look.contrast, *look.uniform[:6]]])
     return LiteInputs(
-        inputs=torch.stack([scale_window(hu + base_contrast, window_hu), near, host, noise])[None],
+        inputs=torch.stack(
+            [scale_window(hu + base_contrast, window_hu), base_contrast / CONTRAST_HU, near, host, noise]
+        )[None],
         look=chance.to(hu.device, non_blocking=True),
         hu=hu[None, None],
         base_contrast=base_contrast[None, None],

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-INPUTS = 4  # image with the texture lesion, signed distance, host, noise
+INPUTS = 5  # image with the texture lesion, that lesion alone, signed distance, host, noise
 LOOK = 8  # numbers that describe the draw
 WIDTHS = (16, 32, 64)
 MAX_RESIDUAL_HU = 40.0
@@ -47,7 +47,7 @@ class LiteNet(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
-    def forward(self, inputs: Float[Tensor, "b 4 x y z"], look: Float[Tensor, "b 8"]) -> Float[Tensor, "b 1 x y z"]:
+    def forward(self, inputs: Float[Tensor, "b 5 x y z"], look: Float[Tensor, "b 8"]) -> Float[Tensor, "b 1 x y z"]:
         """Give the residual in HU, within +-40; each side a multiple of 4."""
         embedded = self.embed(look)
         fine = self.enter(inputs, embedded)

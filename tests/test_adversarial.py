@@ -35,7 +35,8 @@ def lesions(count, rng):
     plain = windows(count, 0.0, rng)
     base = TEXTURE_HU * plain.mask
     noise = torch.randn(base.shape, generator=rng)
-    inputs = torch.cat([(plain.hu + base + 175) / 425, (plain.distance_mm / 10).clamp(-1, 1), base * 0 + 1, noise], 1)
+    image, distance = (plain.hu + base + 175) / 425, (plain.distance_mm / 10).clamp(-1, 1)
+    inputs = torch.cat([image, base / 40, distance, base * 0 + 1, noise], 1)
     near = (plain.distance_mm < 3).float()
     seen = LiteInputs(inputs, torch.zeros(count, 8), plain.hu, base, near, torch.ones_like(base), plain.distance_mm)
     return Synthetic(seen, plain, near, torch.zeros(count, dtype=torch.long), [])
@@ -78,6 +79,15 @@ def test_the_profile_across_the_surface_does_not_depend_on_how_bold_a_lesion_is(
         assert torch.allclose(profile, other, atol=2.0)
     faint, known = measure(windows(2, 0.0, rng))
     assert faint.isfinite().all() and not known[: losses.SHELLS].any() and known[losses.SHELLS :].all()
+
+
+def test_the_profile_asks_for_a_shape_of_the_edge_never_for_a_bolder_or_fainter_lesion(rng):
+    seen, boldness = windows(2, 0.0, rng), torch.ones((), requires_grad=True)
+    soft = -30.0 * torch.sigmoid(-(seen.distance_mm + 1.0))
+    measured, _ = measure(seen.with_hu(HOST_HU + boldness * soft))
+    (gradient,) = torch.autograd.grad(measured[: losses.SHELLS].square().sum(), boldness, retain_graph=True)
+    assert abs(float(gradient)) < 1e-2
+    assert torch.autograd.grad(measured[losses.SHELLS], boldness)[0] < -10
 
 
 def test_patches_far_from_the_lesion_do_not_count_for_the_patch_critic(rng):

@@ -123,8 +123,9 @@ def test_lite_sees_the_texture_lesion_the_distance_the_host_the_noise_and_the_dr
     region = make_region(radius_mm=8.0)
     look = make_look(diameter_mm=16.0, contrast=0.5, u0=0.25)
     seen = lite_inputs(region, Texture(), look, make_grid(region, ISOTROPIC, 4), WINDOW)
-    image, distance, host, noise = seen.inputs[0]
+    image, base, distance, host, noise = seen.inputs[0]
     assert torch.equal(image, ((seen.hu + seen.base_contrast)[0, 0] + 175) / 425)
+    assert torch.equal(base, seen.base_contrast[0, 0] / 40)
     assert float(distance.min()) == pytest.approx(-0.65, abs=0.05) and float(distance.max()) == 1
     assert bool((host > 0.999).all()) and float(noise.std()) == pytest.approx(0.9, abs=0.15)
     assert torch.allclose(seen.look, torch.tensor([[np.log(0.8), 0.5, 0.25, 0.99, 0.99, 0.99, 0.99, 0.99]]).float())

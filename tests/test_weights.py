@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nnunetv2_freetumor import weights
-from nnunetv2_freetumor.lite_network import LOOK, MAX_RESIDUAL_HU, LiteNet
+from nnunetv2_freetumor.lite_network import INPUTS, LOOK, MAX_RESIDUAL_HU, LiteNet
 from nnunetv2_freetumor.networks import FreeTumorNet
 from nnunetv2_freetumor.weights import find_generator, load_generator, read_card, save_generator
 
@@ -22,7 +22,7 @@ pytest_plugins = ["generator_places"]
 
 def lite_inputs(rng, batch=2):
     """Draw inputs of the lite network."""
-    return torch.randn(batch, 4, 16, 16, 16, generator=rng), torch.randn(batch, LOOK, generator=rng)
+    return torch.randn(batch, INPUTS, 16, 16, 16, generator=rng), torch.randn(batch, LOOK, generator=rng)
 
 
 def rewrite(path, tensors=None, card=None, **changes):
@@ -204,7 +204,7 @@ def test_lite_is_small_and_at_least_ten_times_cheaper_than_freetumor(lite_file):
         lite, freetumor = LiteNet(), FreeTumorNet(3)
     assert sum(parameter.numel() for parameter in lite.parameters()) <= 1.5e6
     assert lite_file.stat().st_size <= 4e6
-    of_lite = multiply_adds(lite, (1, 4, 48, 48, 48), (1, LOOK))
+    of_lite = multiply_adds(lite, (1, INPUTS, 48, 48, 48), (1, LOOK))
     assert of_lite > 1e8
     assert multiply_adds(freetumor, (1, 1, 48, 48, 48)) >= 10 * of_lite
 
