@@ -23,6 +23,8 @@ IN_FLIGHT_PER_WORKER = 2  # one to work on, one to wait
 CONNECT_SECONDS = 10
 READ_SECONDS = 15  # a report that died with its worker is not waited for
 LOOK_SECONDS = 2  # between looks at who works
+ANSWER_SECONDS = 10  # of one look
+SILENT_SECONDS = 300  # a scheduler, or a whole machine, may stand still for a while and go on
 POLL_SECONDS = 0.02
 RETURN_SECONDS = 120  # for processes of this machine to be replaced; a cluster's workers may wait in a queue for days
 LOST = (
@@ -144,6 +146,7 @@ class _Crew:
 
     def __init__(self, client: Any) -> None:
         self.client, self._workers, self._seen = client, 0, -float("inf")
+        self._heard = time.monotonic()
         self._gone_since: float | None = None
         self._told_threads = False
 
@@ -155,13 +158,16 @@ class _Crew:
         """
         if self.client.status != "running":  # dask would connect again, and has forgotten all that was ordered
             raise ValueError(LOST)
-        now = time.monotonic()
-        if now - self._seen >= LOOK_SECONDS:
+        if time.monotonic() - self._seen >= LOOK_SECONDS:
             try:
-                threads = self.client.nthreads(callback_timeout=CONNECT_SECONDS).values()
-            except (OSError, dask().TimeoutError) as error:
-                raise ValueError(LOST) from error
-            self._workers, self._seen = len(threads), now
+                threads = self.client.nthreads(callback_timeout=ANSWER_SECONDS).values()
+            except (OSError, dask().TimeoutError) as error:  # where it has ended, the client's status will tell
+                self._seen = time.monotonic()
+                if self._seen - self._heard > SILENT_SECONDS:
+                    raise ValueError(LOST) from error
+                return self._workers
+            self._workers, self._seen = len(threads), time.monotonic()
+            self._heard = self._seen
             self._tell(max(threads, default=1), cases)
         return self._workers
 

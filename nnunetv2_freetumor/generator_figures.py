@@ -1,5 +1,6 @@
 """Pictures of a generator in training: lesions before, as `texture` and as learned; and the curves of every term."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -58,11 +59,13 @@ def training_curves(history: Mapping[str, Sequence[float]], path: str | Path) ->
     for axes, name in zip(panels, TERMS):
         axes.plot(range(len(history[name])), history[name], marker=".", color="#0072b2")
         axes.set_title(name.replace("_hu", ", HU"), fontsize=9)
-    for name, size, color in zip(RECOGNIZED, SIZE_NAMES, SIZE_COLORS):
+    sizes = zip(RECOGNIZED, SIZE_NAMES, SIZE_COLORS)
+    judged = [size for size in sizes if any(map(math.isfinite, history[size[0]]))]
+    for name, size, color in judged:
         shares.plot(range(len(history[name])), history[name], marker=".", color=color, label=size)
     shares.plot(range(len(history["realism"])), history["realism"], color="#999999", label="realism to the critic")
     shares.set(ylim=(0, 1.05))
-    shares.set_title("recognized share", fontsize=9)
+    shares.set_title("recognized share" if judged else "no judge", fontsize=9)
     beside.legend(*shares.get_legend_handles_labels(), loc="center left", frameon=False, fontsize=9)
     for axes in (*panels, shares):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

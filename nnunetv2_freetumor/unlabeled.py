@@ -136,6 +136,8 @@ def _has_met_lesions(model: Model, place: Place) -> bool:
 def _read_name_map(path: str | None) -> dict[str, str]:
     if path is None:
         return {}
+    if not Path(path).is_file():
+        raise ValueError(f"--name-map must be a JSON file, but there is no file {path}.")
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:

@@ -5,10 +5,12 @@ And clusters as users run them: a scheduler and workers, each a process of its o
 
 import contextlib
 import faulthandler
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +21,7 @@ from nnunetv2_freetumor.case_reports import CaseReport
 from nnunetv2_freetumor.cases import write_text
 
 TESTS = Path(__file__).parent
-TIME_LIMIT_S = 300  # a test that stalls fails, and shows where
+TIME_LIMIT_S = 600  # a test that stalls fails, and shows where; a busy machine may take minutes to import PyTorch
 ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
 
 
@@ -44,47 +46,62 @@ def without_dask(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
 
 
-def wait_for(condition, seconds=200):
-    """Wait until something is so."""
-    end = time.monotonic() + seconds
+def wait_for(condition, program=None):
+    """Wait until something is so, as long as the test may take, while a program runs that should make it so."""
     while not condition():
-        assert time.monotonic() < end, "waited too long"
+        ended = program is not None and program.poll() is not None
+        assert not ended or condition(), f"it ended with {program.returncode} before: {program.args}"
         time.sleep(0.02)
 
 
 @contextlib.contextmanager
 def running(*words):
-    """Run a program until the end of the block, and not longer, with all processes that it has started."""
+    """Run a program until the end of the block, and not longer, with all processes that it has started.
+
+    What it has said is shown where the block fails.
+    """
     command, environment = [sys.executable, *words], os.environ | ENVIRONMENT
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # a dask worker may wait for its scheduler before it listens
-        process.wait()
-
-
-def dask_scheduler(file):
-    """Run a scheduler, which ends by itself where a killed test run leaves it."""
-    return running("-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
-                   "--idle-timeout", str(TIME_LIMIT_S), "--scheduler-file", str(file))  # fmt: skip
-
-
-def dask_workers(file, count=1, threads=1):
-    """Run workers, each with a nanny that starts it again when it dies."""
-    return running("-m", "dask", "worker", "--nthreads", str(threads), "--nworkers", str(count), "--no-dashboard",
-                   "--scheduler-file", str(file), "--local-directory", str(Path(file).parent),
-                   "--death-timeout", str(TIME_LIMIT_S))  # fmt: skip
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, env=environment, stderr=said, start_new_session=True)
+        try:
+            yield process
+        except BaseException:
+            print(command, os.pread(said.fileno(), 1 << 20, 0).decode(), sep="\n", file=sys.stderr)
+            raise
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # a dask worker may wait for its scheduler before it listens
+            process.wait()
 
 
 @contextlib.contextmanager
-def dask_cluster(file, workers):
+def dask_scheduler(file):
+    """Run a scheduler that can be found by its file; it ends by itself where a killed test run leaves it."""
+    words = ["-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    with running(*words, "--idle-timeout", str(TIME_LIMIT_S), "--scheduler-file", str(file)) as scheduler:
+        wait_for(lambda: _holds_json(file), scheduler)
+        yield scheduler
+
+
+def _holds_json(file):
+    try:
+        return bool(json.loads(file.read_text()))
+    except (OSError, ValueError):  # not there, or not all of it
+        return False
+
+
+def dask_workers(file, count=1, threads=1, options=()):
+    """Run workers, each with a nanny that starts it again when it dies."""
+    return running("-m", "dask", "worker", "--nthreads", str(threads), "--nworkers", str(count), "--no-dashboard",
+                   "--scheduler-file", str(file), "--local-directory", str(Path(file).parent),
+                   "--death-timeout", str(TIME_LIMIT_S), *options)  # fmt: skip
+
+
+@contextlib.contextmanager
+def dask_cluster(file, workers, options=()):
     """Run a scheduler and workers as a user does on a cluster."""
-    with dask_scheduler(file) as scheduler:
-        wait_for(file.is_file)
-        with dask_workers(file, workers):
-            yield scheduler
+    with dask_scheduler(file) as scheduler, dask_workers(file, workers, options=options):
+        yield scheduler
 
 
 class Order(NamedTuple):
@@ -108,7 +125,8 @@ def is_done(order):
 
 def starts(folder):
     """Read which process started which case, in order."""
-    return [line.split() for line in (Path(folder) / "starts.log").read_text().splitlines()]
+    log = Path(folder) / "starts.log"
+    return [line.split() for line in log.read_text().splitlines()] if log.is_file() else []
 
 
 def work(order):
@@ -124,6 +142,8 @@ def work(order):
         raise ValueError(f"{order.case} cannot be read")
     if order.what == "bug":
         return {}["key"]
+    if order.what == "held":
+        wait_for((folder / "go").exists)
     time.sleep(order.seconds)
     write_text(f"result of {order.case}\n", order.file)
     return CaseReport(order.case, "done", counts={"voxels": 3.0})

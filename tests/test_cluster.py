@@ -33,9 +33,10 @@ needs_dask = pytest.mark.skipif(
     importlib.util.find_spec("distributed") is None, reason="the extra [cluster] is missing"
 )
 CLIENT = """
+import sys
 from cluster_work import is_done, make_orders, work
 from nnunetv2_freetumor.cluster import run_cases
-run_cases(work, make_orders(sys.argv[1], 12, seconds=0.25), is_done, scheduler=sys.argv[2])
+run_cases(work, make_orders(sys.argv[1], 12, c5="held"), is_done, scheduler=sys.argv[2])
 """
 
 
@@ -163,6 +164,25 @@ def test_processes_of_this_machine_that_are_not_replaced_end_the_run(monkeypatch
         crew.look(3)
 
 
+class SilentClient:
+    """A client whose scheduler does not answer any more."""
+
+    status, cluster = "running", None
+
+    def nthreads(self, **_):
+        raise TimeoutError
+
+
+@needs_dask
+def test_a_scheduler_that_never_answers_again_ends_the_run(monkeypatch):
+    monkeypatch.setattr(dask_cases, "LOOK_SECONDS", 0)
+    crew = dask_cases._Crew(SilentClient())
+    assert crew.look(3) == 0
+    monkeypatch.setattr(dask_cases, "SILENT_SECONDS", -1)
+    with pytest.raises(ValueError, match="connection to the dask scheduler was lost"):
+        crew.look(3)
+
+
 def test_a_process_works_on_one_case_at_a_time_however_many_threads_it_has():
     at_work, seen = [], []
 
@@ -195,7 +215,6 @@ def test_a_cluster_without_workers_says_so_and_waits_for_one(tmp_path, monkeypat
     monkeypatch.setattr(dask_cases.tqdm, "write", tell)
     monkeypatch.setattr(dask_cases, "LOOK_SECONDS", 0.2)
     with dask_scheduler(file):
-        wait_for(file.is_file)
         try:
             reports = run_cases(work, make_orders(tmp_path, 5, seconds=0.2), is_done, scheduler=str(file))
         finally:
@@ -212,7 +231,6 @@ def test_a_cluster_without_workers_says_so_and_waits_for_one(tmp_path, monkeypat
 def test_a_scheduler_that_is_lost_while_a_single_case_waits_ends_the_run(tmp_path, monkeypatch):
     file = tmp_path / "scheduler.json"
     with dask_scheduler(file) as scheduler:
-        wait_for(file.is_file)
         monkeypatch.setattr(dask_cases.tqdm, "write", lambda *_, **__: scheduler.kill())
         with pytest.raises(ValueError, match="connection to the dask scheduler was lost.*goes on with the cases"):
             run_cases(work, make_orders(tmp_path, 1), is_done, scheduler=str(file))
@@ -236,20 +254,54 @@ def test_processes_that_die_are_replaced_and_their_cases_done(tmp_path, with_das
 @pytest.mark.slow
 @needs_dask
 def test_a_killed_worker_and_a_killed_client_cost_nothing_but_time(tmp_path):
-    """On a cluster of separate processes, found by its scheduler file."""
+    """On a cluster of separate processes, found by its scheduler file.
+
+    Case c5 is held in its middle, so that no kill can come too late.
+    """
     file = tmp_path / "scheduler.json"
+
+    def its_workers():
+        return [int(pid) for case, pid in starts(tmp_path) if case == "c5"]
+
+    def done(order):
+        found = is_done(order)
+        if order.case == "c11":  # c5 has been looked at
+            (tmp_path / "go").touch()
+        return found
+
     with dask_cluster(file, workers=2):
         with running("-c", CLIENT, str(tmp_path), str(file)) as client:
-            wait_for(lambda: len(results(tmp_path)) >= 2)
-            os.kill(int(starts(tmp_path)[-1][1]), signal.SIGKILL)  # a worker, in the middle of a case
-            wait_for(lambda: len(results(tmp_path)) >= 5)
+            wait_for(its_workers, client)
+            os.kill(its_workers()[0], signal.SIGKILL)
+            wait_for(lambda: len(set(its_workers())) == 2 and len(results(tmp_path)) >= 5, client)
             client.kill()
-        before = len(results(tmp_path))
-        assert before < 12
-        reports = run_cases(work, make_orders(tmp_path, 12), is_done, scheduler=str(file))
+        before = results(tmp_path)
+        assert 5 <= len(before) < 12 and "c5.txt" not in before
+        reports = run_cases(work, make_orders(tmp_path, 12, c5="held"), done, scheduler=str(file))
     assert [report.state for report in reports] == ["done"] * 12
-    assert sum(report.reason == "by an earlier run" for report in reports) >= before
+    earlier = {f"{report.case}.txt" for report in reports if report.reason == "by an earlier run"}
+    assert set(before) <= earlier and "c5.txt" not in earlier
     assert results(tmp_path) == {f"c{i}.txt": f"result of c{i}\n" for i in range(12)}
+
+
+@pytest.mark.slow
+@needs_dask
+def test_a_scheduler_that_stands_still_for_a_while_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(dask_cases, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(dask_cases, "LOOK_SECONDS", 0)
+    file, timers = tmp_path / "scheduler.json", []
+
+    def pause(_):
+        if not timers:
+            scheduler.send_signal(signal.SIGSTOP)
+            timers.append(threading.Timer(2, scheduler.send_signal, [signal.SIGCONT]))
+            timers[0].start()
+
+    with dask_cluster(file, workers=1) as scheduler:
+        orders = make_orders(tmp_path, 4, seconds=0.5)
+        reports = run_cases(work, orders, is_done, scheduler=str(file), on_done=pause)
+        timers[0].join()
+    assert [report.state for report in reports] == ["done"] * 4
 
 
 @pytest.mark.slow

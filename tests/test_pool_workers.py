@@ -1,16 +1,16 @@
 """The pool is the same whoever works on it, and however often somebody dies."""
 
+import functools
 import importlib.util
-import os
-import signal
 
 import numpy as np
 import pytest
 from cluster_work import dask_cluster, running, wait_for
 from pools import scan
 
-from nnunetv2_freetumor import cli, pool
+from nnunetv2_freetumor import cli, pool, unlabeled
 from nnunetv2_freetumor.bench_data import DATASET
+from nnunetv2_freetumor.pool_case import is_done
 from nnunetv2_freetumor.unlabeled import add_unlabeled_command
 
 pytest_plugins = ["cluster_work", "pools"]
@@ -18,6 +18,26 @@ needs_dask = pytest.mark.skipif(
     importlib.util.find_spec("distributed") is None, reason="the extra [cluster] is missing"
 )
 MAIN = "import sys; from nnunetv2_freetumor.cli import main; sys.exit(main(sys.argv[1:]))"
+KILLED_AND_HELD = """
+import os, signal, time
+from pathlib import Path
+from nnunetv2_freetumor import pool
+
+killed, go = Path({root!r}, "killed"), Path({root!r}, "go")
+save_case = vars(pool).setdefault("save_case", pool.nnUNetDatasetBlosc2.save_case)  # dask loads this file twice
+
+
+def save(image, label, properties, path, *sizes):
+    save_case(image, label, properties, path, *sizes)
+    if path.endswith("case03") and not killed.exists():
+        killed.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    while path.endswith("case15") and not go.exists():
+        time.sleep(0.02)
+
+
+pool.nnUNetDatasetBlosc2.save_case = save
+"""
 
 
 def add_all(place, **options):
@@ -58,41 +78,36 @@ def test_one_and_two_workers_give_the_same_arrays_and_properties(place, with_das
     assert place.records() == records
 
 
+def let_go(gate, order):
+    """Look whether a case is done, and let go of case15 only after it has been looked at."""
+    found = is_done(order)
+    if order.case == "case15":
+        gate.touch()
+    return found
+
+
 @pytest.mark.slow
 @needs_dask
-def test_a_killed_worker_and_a_killed_client_leave_every_case_there_exactly_once(place):
-    """By the command itself, on a scheduler and two workers that are processes of their own."""
-    import distributed
+def test_a_killed_worker_and_a_killed_client_leave_every_case_there_exactly_once(place, monkeypatch):
+    """By the command itself, on a scheduler and two workers that are processes of their own.
 
+    The first worker that has half-written case03 dies there, and case15 is held, so that no kill can come too late.
+    """
     for seed in range(16):
         place.add(f"case{seed:02d}", *scan(seed))
     alone = add_all(place, workers=1)
     move_away(place)
-    file = place.root / "scheduler.json"
-    words = [
-        "add-unlabeled",
-        "-d",
-        DATASET,
-        "-i",
-        place.images,
-        "--hosts",
-        place.hosts,
-        "--tumor-free",
-        "-device",
-        "cpu",
-    ]
-    records = place.pool / "records"
-    with dask_cluster(file, workers=2):
-        with distributed.Client(scheduler_file=str(file)) as client:
-            client.wait_for_workers(2, timeout=200)
-            victim = min(client.run(os.getpid).values())
-        with running("-c", MAIN, *map(str, words), "--scheduler", str(file)) as command:
-            wait_for(lambda: len(list(records.glob("*.json"))) >= 2)
-            os.kill(victim, signal.SIGKILL)
-            wait_for(lambda: len(list(records.glob("*.json"))) >= 5)
-            command.kill()
+    file, preload, records = place.root / "scheduler.json", place.root / "preload.py", place.pool / "records"
+    preload.write_text(KILLED_AND_HELD.format(root=str(place.root)))
+    command = ["add-unlabeled", "-d", DATASET, "-i", place.images, "--hosts", place.hosts, "--tumor-free"]
+    with dask_cluster(file, workers=2, options=["--preload", str(preload)]):
+        with running("-c", MAIN, *map(str, command), "-device", "cpu", "--scheduler", str(file)) as client:
+            wait_for(lambda: (records / "case03.json").exists() and len([*records.glob("*.json")]) >= 5, client)
+            client.kill()
         made = {path: path.stat().st_mtime_ns for path in records.glob("*.json")}
-        assert 5 <= len(made) < 16
+        assert 5 <= len(made) < 16 and (place.root / "killed").exists()
+        assert [*place.pool.glob(pool.UNFINISHED)]  # of the killed worker
+        monkeypatch.setattr(unlabeled, "is_done", functools.partial(let_go, place.root / "go"))
         assert_same(alone, add_all(place, scheduler=str(file)))
     endings = ("{}.b2nd", "{}_seg.b2nd", "{}.pkl", "records/{}.json")
     expected = {ending.format(case) for case in alone for ending in endings}

@@ -117,6 +117,8 @@ def test_a_name_map_translates_mask_names_and_values(place):
     names.write_text('{"5": "lever"}')
     with pytest.raises(ValueError, match="no single label 'lever'; its labels are 'liver', 'tumor'"):
         place.run(name_map=str(names))
+    with pytest.raises(ValueError, match="--name-map must be a JSON file, but there is no file .*missing.json"):
+        place.run(name_map=str(place.root / "missing.json"))
 
 
 def test_every_case_that_cannot_be_used_is_listed_with_its_reason_and_stops_no_other(place):
