@@ -80,7 +80,7 @@ def scheduler_address(scheduler: str) -> str:
 def on_this_machine(workers: int, function: Work, missing: Missing) -> Iterator[Numbered]:
     """Use dask's local cluster, of separate processes with one thread each."""
     # no memory limit: dask's own is an even share of the machine, and it kills whoever needs more for a moment
-    options = {"threads_per_worker": 1, "processes": True, "memory_limit": 0, "dashboard_address": None}
+    options = {"threads_per_worker": 1, "processes": True, "memory_limit": 0, "dashboard_address": "127.0.0.1:0"}
     with dask().LocalCluster(n_workers=workers, **options) as cluster, dask().Client(cluster) as client:
         yield from _through(client, function, missing)
 
