@@ -26,11 +26,12 @@ $(READY): setup.cfg pyproject.toml nnunetv2_freetumor/_build.py
 demo: $(READY)
 	$(BIN)/nnUNetv2_freetumor demo -o demo_output $(DEVICE_OPTION)
 
-test: $(READY)
-	$(BIN)/python -m pytest
+# slow tests train networks, one at a time
+test: $(READY) test-fast
+	$(BIN)/python -m pytest -m slow
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
 check: $(READY)
 	$(BIN)/ruff format --check $(RUFF_OPTIONS) $(SOURCES)
