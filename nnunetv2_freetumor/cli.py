@@ -41,7 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a user's mistake ends with one line on stderr and exit code 2.
 
-    A command may give an exit code of its own, such as 1 where some cases could not be made.
+    A command may give an exit code of its own, such as 1 where some cases could not be made. What else it gives, such as
+    the table of `evaluate`, is for Python.
     """
     options = vars(build_parser().parse_args(arguments))
     module, function = COMMANDS[options.pop("command")].target.split(":")
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130
-    return code or 0
+    return code if isinstance(code, int) else 0
 
 
 def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:

@@ -170,3 +170,9 @@ def test_version_is_the_packages(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--version"])
     assert capsys.readouterr().out == f"nnUNetv2_freetumor {__version__}\n"
+
+
+@pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (1, 1), ("a table", 0)])
+def test_a_command_may_give_an_exit_code_and_nothing_else_that_it_gives_is_one(fake_command, result, code):
+    fake_command("doctor", result=result)
+    assert cli.main(["doctor"]) == code
