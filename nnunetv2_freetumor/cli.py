@@ -41,8 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a user's mistake ends with one line on stderr and exit code 2.
 
-    A command may give an exit code of its own, such as 1 where some cases could not be made. Anything else that it gives,
-    such as the table of `evaluate`, is for Python.
+    A command may give an exit code of its own, such as 1 where some cases could not be made. Anything else,
+    such as the table that comes from `evaluate`, is for Python.
     """
     options = vars(build_parser().parse_args(arguments))
     module, function = COMMANDS[options.pop("command")].target.split(":")
