@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,31 @@ def content_hash(array: np.ndarray) -> str:
     return hashlib.sha256(repr(sorted(array.shape)).encode() + counts.tobytes()).hexdigest()[:24]
 
 
-def labeled_contents(images: Iterable[Path], cache: Path) -> dict[str, str]:
-    """Map the hashes of labeled images to their names; what has not changed since comes from the cache."""
+def labeled_contents(images: Mapping[str, Path], cache: Path) -> dict[str, str]:
+    """Map the hashes of labeled images to their names; what has not changed since comes from the cache.
+
+    Args:
+        images: the images of labeled cases by the cases' names.
+        cache: file that keeps the hashes; a run that was stopped goes on with what it has.
+    """
     known: dict[str, Any] = json.loads(cache.read_text(encoding="utf-8")) if cache.is_file() else {}
-    found = {}
-    for path in tqdm(sorted(images), desc="labeled cases", unit="case", disable=None):
-        state = [*state_of(path)[0]]
-        entry = known.get(str(path))
-        found[str(path)] = entry if entry and entry[:2] == state else [*state, content_hash(read_case(path).array)]
-    write_json(found, cache)
+    found: dict[str, Any] = {}
+    try:
+        for case, path in tqdm(sorted(images.items()), desc="labeled cases", unit="case", disable=None):
+            state = [str(path), *state_of(path)[0]]
+            entry = known.get(case)
+            found[case] = entry if entry and entry[:3] == state else [*state, content_hash(read_case(path).array)]
+        known = {}
+    finally:
+        write_json(known | found, cache)
     return read_contents(cache)
 
 
 def read_contents(cache: Path) -> dict[str, str]:
     """Read what `labeled_contents` has written."""
-    return {entry[2]: Path(path).name for path, entry in json.loads(cache.read_text(encoding="utf-8")).items()}
+    return {entry[3]: Path(entry[0]).name for entry in json.loads(cache.read_text(encoding="utf-8")).values()}
+
+
+def compared_cases(cache: Path) -> set[str]:
+    """Name the labeled cases that `labeled_contents` has read."""
+    return set(json.loads(cache.read_text(encoding="utf-8")))

@@ -5,19 +5,22 @@ that it was made for. Nothing here is ever used for validation.
 """
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import load_pickle, write_pickle
+from batchgenerators.utilities.file_and_folder_operations import write_pickle
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_freetumor.cases import replacing_all, write_json
+from nnunetv2_freetumor.contents import compared_cases, read_contents
 from nnunetv2_freetumor.plan import plans_hash
 
 STAMP, RECORDS, UNFINISHED = "stamp.json", "records", ".unfinished-*"
+CONTENTS = "labeled_contents.json"  # hashes of the labeled images that the pool was compared with
 MARK = "unlabeled:"  # begins the identifiers of pool cases in a training set; no file name of a labeled case has it
 LARGEST_SHARE = 0.5  # of each batch, unless the section says otherwise
 _FINE, _COARSE = 10, 1  # copies of the identifiers that are repeated less
@@ -144,13 +147,28 @@ def open_pool(folder: Path, plans: dict[str, Any], dataset_json: dict[str, Any])
     if not (folder / STAMP).is_file():
         return None
     check_stamp(folder, plans, dataset_json)
-    records = read_records(folder)
+    contents = read_contents(folder / CONTENTS)
+    records = [record for record in read_records(folder) if record.content not in contents]
     used = [record for record in records if record.cleared]
-    counts: dict[str, float] = {}
+    counts: Counter[str] = Counter()
     for record in used:
-        for name, value in record.counts.items():
-            counts[name] = counts.get(name, 0) + value
-    return Pool(folder, tuple(record.case for record in used), len(records) - len(used), counts)
+        counts.update(record.counts)
+    return Pool(folder, tuple(record.case for record in used), len(records) - len(used), dict(counts))
+
+
+def check_compared(folder: Path, labeled: Iterable[str]) -> None:
+    """Refuse labeled cases that nobody has looked for in the pool: one of them may be there, without its label.
+
+    Raises:
+        ValueError: names the cases and the way out.
+    """
+    unknown = sorted(set(labeled) - compared_cases(folder / CONTENTS))
+    if unknown:
+        raise ValueError(
+            f"The unlabeled pool {folder} has not been compared with {len(unknown)} labeled case(s) ({unknown[0]} "
+            "...), which are newer. A scan that is in both would leak into training. Give the last "
+            "'nnUNetv2_freetumor add-unlabeled' command again: it takes such scans out, and makes no other case again."
+        )
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -207,5 +225,11 @@ def write_record(folder: Path, record: Record) -> None:
 
 def read_volumes(folder: Path, case: str) -> Volumes:
     """Read a case of the pool completely."""
-    image, label, _, _ = nnUNetDatasetBlosc2(str(folder), [case]).load_case(case)
-    return Volumes(np.asarray(image[:]), np.asarray(label[:]), load_pickle(str(folder / f"{case}.pkl")))
+    image, label, _, properties = nnUNetDatasetBlosc2(str(folder), [case]).load_case(case)
+    return Volumes(np.asarray(image[:]), np.asarray(label[:]), properties)
+
+
+def withdraw(folder: Path, case: str) -> None:
+    """Take a case out of the pool, its record first."""
+    for path in reversed(files_of(folder, case)):
+        path.unlink(missing_ok=True)

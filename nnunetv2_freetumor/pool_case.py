@@ -1,117 +1,52 @@
 """Add one CT to the unlabeled pool: read, check, find its hosts, preprocess, take out what may be tumor, write."""
 
-import json
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_freetumor import pool, pool_images
-from nnunetv2_freetumor.case_reports import CaseReport
+from nnunetv2_freetumor.case_reports import EARLIER, CaseReport
 from nnunetv2_freetumor.cases import Case
-from nnunetv2_freetumor.contents import FileStates, content_hash, read_contents, state_of
+from nnunetv2_freetumor.contents import content_hash
 from nnunetv2_freetumor.hosts import host_mask
 from nnunetv2_freetumor.intensity import from_plans
-from nnunetv2_freetumor.plan import SECTION, Section, read_section
 from nnunetv2_freetumor.pool_hosts import Masks, model_values, predict_masks, read_masks
 from nnunetv2_freetumor.pool_images import Unusable
-from nnunetv2_freetumor.pool_labels import PoolLabels, pool_labels
+from nnunetv2_freetumor.pool_labels import PoolLabels
+from nnunetv2_freetumor.pool_orders import Job, Order, Place, is_done, labeled, place_of, settings_of
 from nnunetv2_freetumor.pool_segmenter import load_model, predict_lesions
 from nnunetv2_freetumor.suspects import find_holes, find_islands, keep_places, take_out
 
 TUMOR_FREE = "tumor-free"  # the user's word
-CONTENTS = "labeled_contents.json"
 MIN_HOST_ML = 1.0
 TAKEN_OUT = "voxels taken out with their margin", "cases with voxels taken out"
 
 
-class Job(NamedTuple):
-    """What all cases of a run share; paths are absolute."""
-
-    preprocessed: str  # the dataset's folder
-    plans_name: str
-    configuration: str
-    hosts: str = ""  # folder of masks
-    host_model: str = ""
-    name_map: tuple[tuple[str, str], ...] = ()
-    annotates: tuple[str, ...] = ()
-    tumor_free: bool = False
-    judge: str = ""
-    host_model_looks: bool = False  # the host model has learned what a tumor is
-    alone: bool = False  # there is only one image
-    device: str = ""  # of the models; each worker chooses without one
-
-    @property
-    def settings(self) -> str:
-        """Say what a case's files depend on beside the plans."""
-        return json.dumps([self.hosts, self.host_model, self.name_map, self.annotates, self.tumor_free, self.judge])
-
-
-class Order(NamedTuple):
-    """One image to add."""
-
-    case: str
-    image: str
-    job: Job
-
-
-class Place(NamedTuple):
-    """Where a pool lies and what its cases are made with."""
-
-    folder: Path
-    plans: dict[str, Any]
-    dataset_json: dict[str, Any]
-    manager: PlansManager
-    configuration: ConfigurationManager
-    section: Section
-    labels: PoolLabels
-
-
-def read_place(preprocessed: str, plans_name: str, configuration: str) -> Place:
-    """Read the target dataset's plans, again only where they have changed: a cluster's workers outlive a run."""
-    plans_file, dataset_file = (Path(preprocessed) / f"{name}.json" for name in (plans_name, "dataset"))
-    return _read_place(plans_file, dataset_file, configuration, state_of(plans_file, dataset_file))
-
-
-@lru_cache(maxsize=1)
-def _read_place(plans_file: Path, dataset_file: Path, configuration: str, _state: FileStates) -> Place:
-    folder = plans_file.parent
-    plans, dataset_json = (json.loads(file.read_text(encoding="utf-8")) for file in (plans_file, dataset_file))
-    section, manager = read_section(plans[SECTION]), PlansManager(plans)
-    labels = pool_labels(section, dataset_json, pool.ignore_value(dataset_json))
-    settings = manager.get_configuration(configuration)
-    at = pool.pool_folder(folder, plans, configuration)
-    return Place(at, plans, dataset_json, manager, settings, section, labels)
-
-
-def is_done(order: Order) -> bool:
-    """Tell whether a case is in the pool as it was ordered."""
-    job = order.job
-    record = pool.read_record(read_place(job.preprocessed, job.plans_name, job.configuration).folder, order.case)
-    return record is not None and (record.settings, record.source) == (job.settings, order.image)
-
-
 def add_case(order: Order) -> CaseReport:
-    """Add one CT to the pool; what cannot be used is skipped with the reason."""
-    job = order.job
-    place = read_place(job.preprocessed, job.plans_name, job.configuration)
+    """Add one CT to the pool; what cannot be used is skipped with the reason.
+
+    A case that is there already is left as it is: a cluster orders again what was done by a worker that died later.
+    """
+    if is_done(order):
+        return CaseReport(order.case, "done", EARLIER)
+    job, place = order.job, place_of(order.job)
+    settings = settings_of(order)  # before reading: files that change now are read again by the next run
     try:
         image = pool_images.read_ct(order.image)
         pool_images.check_looks_like_ct(image)
         content = content_hash(image.array)
-        if same := _contents(place.folder / CONTENTS, state_of(place.folder / CONTENTS)).get(content):
-            raise Unusable(pool_images.DUPLICATE, f"{same} holds the same voxels, and it would leak into training")
+        if same := labeled(place.folder).get(content):
+            raise pool_images.duplicate_of(same)
         _check_name(order, place.folder, content)
         masks = _find_hosts(order, place, image)
         volumes, counts = _preprocess(job, place, image, masks)
     except Unusable as error:
+        _withdraw(order, place.folder)
         return CaseReport(order.case, "skipped", str(error))
-    record = pool.Record(order.case, order.image, job.settings, _cleared(job, place), content, counts)
+    record = pool.Record(order.case, order.image, settings, _cleared(job, place), content, counts)
     pool.write_volumes(place.folder, record, volumes, place.configuration.patch_size)
     traffic = {"bytes_in": pool_images.bytes_of(order.image) + masks.bytes_in}
     written = [path.stat().st_size for path in pool.files_of(place.folder, order.case)]
@@ -119,9 +54,11 @@ def add_case(order: Order) -> CaseReport:
     return CaseReport(order.case, "done", "", counts | traffic)
 
 
-@lru_cache(maxsize=1)
-def _contents(path: Path, _state: FileStates) -> dict[str, str]:
-    return read_contents(path)
+def _withdraw(order: Order, folder: Path) -> None:
+    """Take out what an earlier run made of this image, which is of no use any more."""
+    there = pool.read_record(folder, order.case)
+    if there is not None and there.source == order.image:
+        pool.withdraw(folder, order.case)
 
 
 def _cleared(job: Job, place: Place) -> str:

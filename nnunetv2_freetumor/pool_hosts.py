@@ -12,6 +12,7 @@ from nnunetv2_freetumor.pool_labels import PoolLabels, annotated_values, value_f
 from nnunetv2_freetumor.pool_segmenter import Model, predict_labels
 
 BELOW = "segmentations"  # where the masks of a case's folder may lie, too
+LABEL_MAP = None  # a file that holds several labels
 
 
 class Masks(NamedTuple):
@@ -27,24 +28,41 @@ def read_masks(
 ) -> Masks:
     """Read a case's masks: one label map `CASE.nii.gz`, or a folder `CASE` with one mask file for each organ.
 
-    Those of a case that is alone may lie in the folder itself.
-
     Raises:
         Unusable: there are none, they cannot be read, or do not lie on the image's grid.
         ValueError: the name map names a label that the dataset has not.
     """
-    single = next((path for ending in ENDINGS if (path := folder / f"{case}{ending}").is_file()), None)
+    files = mask_files(folder, case, known, name_map, alone)
+    if not files:
+        raise Unusable(NO_MASK, f"neither {folder / case}.nii.gz nor {folder / case}/ORGAN.nii.gz names a host")
+    single = next((path for path, value in files.items() if value is LABEL_MAP), None)
     if single is not None:
         return _from_values(_read(single, image), single, known, name_map)
+    return _from_files({path: value for path, value in files.items() if value is not None}, image, known)
+
+
+def mask_files(
+    folder: Path, case: str, known: PoolLabels, name_map: Mapping[str, str], alone: bool = False
+) -> dict[Path, int | None]:
+    """List a case's mask files and the label that each stands for; one label map stands for all of its own.
+
+    Those of a case that is alone may lie in the folder itself.
+
+    Raises:
+        ValueError: the name map names a label that the dataset has not.
+    """
+    single = next((path for ending in ENDINGS if (path := folder / f"{case}{ending}").is_file()), None)
+    if single is not None:
+        return {single: LABEL_MAP}
     for place in [folder / case, folder / case / BELOW, *[folder] * alone]:
-        found = {path: value_for(name, known, name_map) for name, path in _mask_files(place)}
+        found = {path: value_for(name, known, name_map) for name, path in _files_in(place)}
         wanted = {path: value for path, value in found.items() if value is not None}
         if wanted:
-            return _from_files(wanted, image, known)
-    raise Unusable(NO_MASK, f"neither {folder / case}.nii.gz nor {folder / case}/ORGAN.nii.gz names a host")
+            return dict(wanted)
+    return {}
 
 
-def _mask_files(folder: Path) -> Iterable[tuple[str, Path]]:
+def _files_in(folder: Path) -> Iterable[tuple[str, Path]]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
         if ending:

@@ -33,6 +33,11 @@ class Unusable(Exception):
         super().__init__(f"{reason}: {detail}")
 
 
+def duplicate_of(labeled: str) -> Unusable:
+    """Say that a labeled image is the same scan."""
+    return Unusable(DUPLICATE, f"{labeled} holds the same voxels, and it would leak into training")
+
+
 class ImageFile(NamedTuple):
     """An image and the name of its case."""
 

@@ -3,9 +3,10 @@
 from typing import NamedTuple
 
 from nnunetv2_freetumor import pool
-from nnunetv2_freetumor.case_reports import CaseReport
-from nnunetv2_freetumor.pool_case import Job, counted, milliliters, read_place, without
+from nnunetv2_freetumor.case_reports import EARLIER, CaseReport
+from nnunetv2_freetumor.pool_case import counted, milliliters, without
 from nnunetv2_freetumor.pool_images import Unusable
+from nnunetv2_freetumor.pool_orders import Job, place_of
 from nnunetv2_freetumor.pool_segmenter import load_model, predict_lesions
 
 
@@ -18,15 +19,15 @@ class MarkOrder(NamedTuple):
 
 def is_marked(order: MarkOrder) -> bool:
     """Tell whether this model has looked at a case already."""
-    job = order.job
-    record = pool.read_record(read_place(job.preprocessed, job.plans_name, job.configuration).folder, order.case)
-    return record is not None and record.cleared == load_model(job.judge, "cpu").name
+    record = pool.read_record(place_of(order.job).folder, order.case)
+    return record is not None and record.cleared in order.job.models
 
 
 def mark_case(order: MarkOrder) -> CaseReport:
     """Take what a model calls a lesion out of a pool case; what earlier looks have taken out stays out."""
-    job = order.job
-    place = read_place(job.preprocessed, job.plans_name, job.configuration)
+    if is_marked(order):
+        return CaseReport(order.case, "done", EARLIER)
+    job, place = order.job, place_of(order.job)
     model = load_model(job.judge, job.device)
     record = pool.read_record(place.folder, order.case)
     assert record is not None, "orders are made from the records"

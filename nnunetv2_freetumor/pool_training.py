@@ -8,7 +8,15 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from nnunetv2_freetumor import plan
-from nnunetv2_freetumor.pool import Pool, WithPool, default_share, ignore_value, open_pool, pool_folder
+from nnunetv2_freetumor.pool import (
+    Pool,
+    WithPool,
+    check_compared,
+    default_share,
+    ignore_value,
+    open_pool,
+    pool_folder,
+)
 
 LEARNS_FROM_IGNORED = (
     "The unlabeled pool has voxels that nothing may be learned from, but this trainer's loss learns from them. Use a "
@@ -85,6 +93,7 @@ class PoolMixin(nnUNetTrainer):
         training, validation = super().get_tr_and_val_datasets()
         if self._pool is None:
             return training, validation
+        check_compared(self._pool.folder, [*training.identifiers, *validation.identifiers])
         wanted = self._share_setting()
         joined = WithPool(
             training,

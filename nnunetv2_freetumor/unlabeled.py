@@ -1,5 +1,6 @@
 """The command `add-unlabeled`: fill a dataset's pool of unlabeled CT, and mark suspects in it."""
 
+import copy
 import functools
 import json
 import shutil
@@ -7,15 +8,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.utilities.utils import (
+    get_filenames_of_train_images_and_targets,
+    get_identifiers_from_splitted_dataset_folder,
+)
+
 from nnunetv2_freetumor import planning, pool
 from nnunetv2_freetumor.case_reports import EARLIER, CaseReport, exit_code, summary_lines, write_reports
 from nnunetv2_freetumor.cluster import check_cluster, run_cases
 from nnunetv2_freetumor.contents import labeled_contents
 from nnunetv2_freetumor.plan import SECTION, check_origin, read_section
-from nnunetv2_freetumor.pool_case import CONTENTS, Job, Order, Place, add_case, is_done, read_place
+from nnunetv2_freetumor.pool_case import add_case
 from nnunetv2_freetumor.pool_hosts import model_values
-from nnunetv2_freetumor.pool_images import find_images
+from nnunetv2_freetumor.pool_images import duplicate_of, find_images
 from nnunetv2_freetumor.pool_marking import MarkOrder, is_marked, mark_case
+from nnunetv2_freetumor.pool_orders import Job, Order, Place, is_done, labeled, place_of
 from nnunetv2_freetumor.pool_segmenter import Model, check_judge, has_met_lesions, load_model
 
 REPORT = "report.json"
@@ -60,8 +67,9 @@ def add_unlabeled_command(
         judge=_absolute(judge or mark_suspects),
         device=device or "",
     )
-    place = read_place(job.preprocessed, plans_name, configuration)
+    place = place_of(job)
     _check_job(job, place)
+    job = job._replace(models=tuple(load_model(path, "cpu").name for path in (job.host_model, job.judge) if path))
     if job.host_model:
         job = job._replace(host_model_looks=_has_met_lesions(load_model(job.host_model, "cpu"), place))
     run = functools.partial(run_cases, scheduler=scheduler, workers=workers, title="unlabeled cases")
@@ -76,7 +84,7 @@ def _add(images: str, job: Job, place: Place, run: Run) -> list[CaseReport]:
     found = find_images(Path(images).absolute())
     pool.start_pool(place.folder, place.plans, place.dataset_json)
     _sweep(place.folder)
-    labeled_contents(_labeled_images(place), place.folder / CONTENTS)
+    labeled_contents(_labeled_images(place), place.folder / pool.CONTENTS)
     job = job._replace(alone=len(found) == 1)
     return run(add_case, [Order(case, path, job) for case, path in found], is_done)
 
@@ -86,7 +94,13 @@ def _mark(job: Job, place: Place, run: Run) -> list[CaseReport]:
         raise ValueError(f"{place.folder} holds no pool yet. Add images to it first, with -i.")
     pool.check_stamp(place.folder, place.plans, place.dataset_json)
     _sweep(place.folder)
-    return run(mark_case, [MarkOrder(record.case, job) for record in pool.read_records(place.folder)], is_marked)
+    labeled_contents(_labeled_images(place), place.folder / pool.CONTENTS)
+    records, names = pool.read_records(place.folder), labeled(place.folder)
+    leaks = [CaseReport(r.case, "skipped", str(duplicate_of(names[r.content]))) for r in records if r.content in names]
+    for leak in leaks:
+        pool.withdraw(place.folder, leak.case)
+    orders = [MarkOrder(record.case, job) for record in records if record.content not in names]
+    return [*leaks, *run(mark_case, orders, is_marked)]
 
 
 def _check_plans(dataset: str, plans_name: str, configuration: str) -> Path:
@@ -150,18 +164,27 @@ def _read_name_map(path: str | None) -> dict[str, str]:
     return found
 
 
-def _labeled_images(place: Place) -> list[Path]:
-    """List the raw images whose labels nnU-Net has: training cases, and test cases with labels."""
+def _labeled_images(place: Place) -> dict[str, Path]:
+    """Name the raw images whose labels nnU-Net has: training cases, and test cases with labels."""
     raw = planning.raw_folder(place.plans)
     ending = place.dataset_json["file_ending"]
-    listed = [Path(item["images"][0]) for item in place.dataset_json.get("dataset", {}).values()]
-    listed = [path if path.is_absolute() else raw / path for path in listed]
-    training = listed or [*(raw / "imagesTr").glob(f"*{ending}")]
-    labels = {path.name.removesuffix(ending) for path in (raw / "labelsTs").glob(f"*{ending}")}
-    test = [p for p in (raw / "imagesTs").glob(f"*{ending}") if p.name.removesuffix(ending)[:-5] in labels]
+    if "dataset" in place.dataset_json:
+        listed = get_filenames_of_train_images_and_targets(str(raw), copy.deepcopy(place.dataset_json))
+        training = {case: Path(files["images"][0]) for case, files in listed.items()}
+    else:
+        training = _first_channels(raw / "imagesTr", ending)
     if not training:
         raise ValueError(f"{raw} holds no labeled images, and the pool must not hold them too. Put the raw data there.")
-    return [*training, *test]
+    test = _first_channels(raw / "imagesTs", ending)
+    labels = {path.name for path in (raw / "labelsTs").glob(f"*{ending}")}
+    return training | {f"test {case}": path for case, path in test.items() if f"{case}{ending}" in labels}
+
+
+def _first_channels(folder: Path, ending: str) -> dict[str, Path]:
+    if not folder.is_dir():
+        return {}
+    cases = get_identifiers_from_splitted_dataset_folder(str(folder), ending)
+    return {str(case): folder / f"{case}_0000{ending}" for case in cases}
 
 
 def _sweep(folder: Path) -> None:

@@ -17,8 +17,8 @@ LAYERS = (
     # foundations: volumes, intensities, files, one class each from nnU-Net
     "__init__ _build startup commands strict_json volume intensity cases augmentation label_free planted phantom_scene "
     "pairs networks lite_network checkpoints",
-    "bench_startup cpu_pairs critics cards segmenter plan compose patchy grown_tumors phantom_anatomy phantom_vessels "
-    "page matching surfaces contents suspects pool_images case_reports synthetic_splits",
+    "contents bench_startup cpu_pairs critics cards segmenter plan compose patchy grown_tumors phantom_anatomy "
+    "phantom_vessels page matching surfaces suspects pool_images case_reports synthetic_splits",
     "hosts shapes generators weights judge frozen_segmenter priors phantom_organs scores grown_placing pool "
     "local_cases provenance split_guard",
     "pool_training draws region_grid measurement roles phantom grown_cases case_scores resampling "
@@ -27,7 +27,8 @@ LAYERS = (
     "bench_data patients",
     "proposals pool_hosts cluster generator_choice judge_choice",
     # the story
-    "synthesis plan_report chosen pool_case",
+    "synthesis plan_report chosen pool_orders",
+    "pool_case",
     # what is planned, shown, logged and summed up
     "planning pool_marking figures raw_case epoch_log demo_steps report_figures summary comparison copy_paste "
     "conversion generator_files",

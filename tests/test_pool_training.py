@@ -94,6 +94,22 @@ def test_half_of_the_samples_come_from_a_large_pool_and_none_in_validation(place
     assert f"voxels taken out with their margin: {taken}" in log(made)
 
 
+def test_a_pool_that_may_hold_a_newer_labeled_case_ends_before_the_first_epoch(place):
+    fill(place)
+    names = json.loads((place.pool / pool.CONTENTS).read_text())
+    del names["case_0"]  # which is validated on
+    (place.pool / pool.CONTENTS).write_text(json.dumps(names))
+    with pytest.raises(ValueError, match="has not been compared with 1 labeled case.s. .case_0 "):
+        make(place).on_train_start()
+
+
+def test_a_split_that_validates_on_synthetic_cases_ends_before_the_first_epoch(place):
+    split = [{"train": ["case_0"], "val": ["synthetic_case_1_00"]}]
+    (place.dataset / "splits_final.json").write_text(json.dumps(split))
+    with pytest.raises(ValueError, match="Fold 0 would be validated on 1 synthetic case.s."):
+        make(place).do_split()
+
+
 def test_fold_all_validates_on_its_training_cases_and_still_on_none_of_the_pool(place):
     fill(place)
     made = make(place, fold="all")

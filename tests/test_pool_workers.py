@@ -10,7 +10,7 @@ from pools import scan
 
 from nnunetv2_freetumor import cli, pool, unlabeled
 from nnunetv2_freetumor.bench_data import DATASET
-from nnunetv2_freetumor.pool_case import is_done
+from nnunetv2_freetumor.pool_orders import is_done
 from nnunetv2_freetumor.unlabeled import add_unlabeled_command
 
 pytest_plugins = ["cluster_work", "pools"]

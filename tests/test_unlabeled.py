@@ -1,5 +1,6 @@
 """The command add-unlabeled: what comes into the pool, what does not and why, and what it leaves alone."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -13,8 +14,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from pools import LIVER, SHAPE, SPACING_MM, scan
 from scipy import ndimage
 
-from nnunetv2_freetumor import pool, pool_case, pool_marking, suspects, unlabeled
+from nnunetv2_freetumor import contents, pool, pool_case, pool_marking, pool_orders, suspects, unlabeled
 from nnunetv2_freetumor.bench_data import CONFIGURATION, DATASET, PLANS
+from nnunetv2_freetumor.cases import read_case
 from nnunetv2_freetumor.contents import content_hash
 from nnunetv2_freetumor.pool_images import find_images
 
@@ -209,8 +211,8 @@ def test_a_pool_of_other_plans_is_refused(place):
 
 def test_a_worker_that_outlives_a_run_works_with_the_plans_and_cases_of_the_next_one(place):
     place.add("a", *scan(1))
-    job = pool_case.Job(str(place.dataset), PLANS, CONFIGURATION, hosts=str(place.hosts), tumor_free=True)
-    order = pool_case.Order("a", str(place.images / "a.nii.gz"), job)
+    job = pool_orders.Job(str(place.dataset), PLANS, CONFIGURATION, hosts=str(place.hosts), tumor_free=True)
+    order = pool_orders.Order("a", str(place.images / "a.nii.gz"), job)
     assert place.run() == 0 and pool_case.add_case(order).state == "done"
     shutil.rmtree(place.pool)
     place.change_labels({"background": 0, "liver": 1, "tumor": 2, "spleen": 3})
@@ -218,9 +220,125 @@ def test_a_worker_that_outlives_a_run_works_with_the_plans_and_cases_of_the_next
     place.add("b", *scan(2))
     place.run()  # writes stamp and contents, as the client does
     assert pool_case.add_case(order).reason.startswith("duplicate of a labeled case: case_2_0000.nii.gz")
+    pool.withdraw(place.pool, "b")
     assert pool_case.add_case(order._replace(case="b", image=str(place.images / "b.nii.gz"))).counts[
         "cases with unannotated classes"
     ]
+
+
+def test_a_case_that_a_cluster_orders_again_is_left_as_it_is(place):
+    place.add("a", *scan(1))
+    assert place.run() == 0
+    job = pool_orders.Job(str(place.dataset), PLANS, CONFIGURATION, hosts=str(place.hosts), tumor_free=True)
+    order = pool_orders.Order("a", str(place.images / "a.nii.gz"), job)
+    times = {path: path.stat().st_mtime_ns for path in pool.files_of(place.pool, "a")}
+    assert pool_case.add_case(order)[1:3] == ("done", "by an earlier run")
+    assert {path: path.stat().st_mtime_ns for path in pool.files_of(place.pool, "a")} == times
+
+
+def label_one(place, image):
+    """Make a labeled case of a scan."""
+    shutil.copy(place.images / f"{image}.nii.gz", place.root / "raw" / DATASET / "imagesTr" / "case_2_0000.nii.gz")
+
+
+@pytest.mark.parametrize("again", [{}, {"images": None, "hosts": False, "tumor_free": False, "mark_suspects": "m"}])
+def test_a_pool_scan_that_becomes_a_labeled_case_leaves_the_pool(place, judge, again):
+    for case, seed in {"one": 1, "two": 2}.items():
+        place.add(case, *scan(seed))
+    assert place.run() == 0
+    label_one(place, "one")
+    assert place.run(**again) == 1
+    assert place.reasons()["one"].startswith("duplicate of a labeled case: case_2_0000.nii.gz holds the same voxels")
+    assert list(place.records()) == ["two"] and not list(place.pool.glob("one*"))
+
+
+def test_a_pool_that_was_not_compared_with_a_labeled_case_is_not_trained_on(place):
+    place.add("a", *scan(1))
+    assert place.run() == 0
+    pool.check_compared(place.pool, ["case_0", "case_1"])
+    label_one(place, "a")
+    with pytest.raises(ValueError, match="not been compared with 1 labeled case.s. .case_2 .*'nnUNetv2_freetumor add-"):
+        pool.check_compared(place.pool, ["case_0", "case_2"])
+    assert pool.open_pool(place.pool, *_plans(place)).cases == ("a",)
+    where = pool_orders.read_place(str(place.dataset), PLANS, CONFIGURATION)
+    contents.labeled_contents(unlabeled._labeled_images(where), place.pool / pool.CONTENTS)  # and was killed after that
+    pool.check_compared(place.pool, ["case_0", "case_2"])
+    found = pool.open_pool(place.pool, *_plans(place))
+    assert (found.cases, found.waiting) == ((), 0)
+
+
+def test_the_labeled_images_are_those_that_nnunet_knows(place):
+    raw, file = place.root / "raw" / DATASET, place.dataset / "dataset.json"
+    (raw / "imagesTs").mkdir()
+    (raw / "labelsTs").mkdir()
+    for case in ("seen", "unseen"):
+        (raw / "imagesTs" / f"{case}_0000.nii.gz").touch()
+    (raw / "labelsTs" / "seen.nii.gz").touch()
+    where = pool_orders.read_place(str(place.dataset), PLANS, CONFIGURATION)
+    expected = {f"case_{i}": raw / "imagesTr" / f"case_{i}_0000.nii.gz" for i in range(2)}
+    test = {"test seen": raw / "imagesTs" / "seen_0000.nii.gz"}
+    assert unlabeled._labeled_images(where) == expected | test
+    listed = {"x": {"images": ["other/x.nii.gz", "other/y.nii.gz"], "label": "z.nii.gz"}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dataset": listed}))
+    where = pool_orders.read_place(str(place.dataset), PLANS, CONFIGURATION)
+    assert unlabeled._labeled_images(where) == {"x": raw / "other" / "x.nii.gz"} | test
+
+
+def test_the_labeled_images_read_so_far_are_not_read_again(place, monkeypatch):
+    images = sorted((place.root / "raw" / DATASET / "imagesTr").iterdir())
+    cases, cache, calls = {path.name: path for path in images}, place.root / "cache.json", []
+
+    def read(path):
+        calls.append(path)
+        if calls == images:
+            raise KeyboardInterrupt
+        return read_case(path)
+
+    monkeypatch.setattr(contents, "read_case", read)
+    with pytest.raises(KeyboardInterrupt):
+        contents.labeled_contents(cases, cache)
+    assert contents.labeled_contents(cases, cache).keys() == {content_hash(read_case(path).array) for path in images}
+    assert calls == [*images, images[1]]
+    images[0].touch()
+    monkeypatch.setattr(contents, "read_case", lambda _path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        contents.labeled_contents(cases, cache)
+    assert contents.compared_cases(cache) == set(cases)  # what was known, and is not looked at yet
+    contents.labeled_contents({images[1].name: images[1]}, cache)
+    assert contents.compared_cases(cache) == {images[1].name}
+
+
+def test_cases_whose_image_mask_or_model_has_changed_are_made_again(place, judge, monkeypatch):
+    for case, seed in {"a": 1, "b": 2, "c": 3}.items():
+        place.add(case, *scan(seed))
+
+    def made_by(run):
+        before = {case: file.stat().st_mtime_ns for case, file in files.items()}
+        assert run() == 0
+        return [case for case, file in files.items() if file.stat().st_mtime_ns != before[case]]
+
+    files = {case: place.pool / "records" / f"{case}.json" for case in "abc"}
+    assert place.run() == 0 and made_by(place.run) == []
+    mask = scan(1)[1]
+    mask[10:12, 18:21, 20:23] = 0
+    place.add("a", scan(1)[0], mask)
+    assert made_by(place.run) == ["a"] and load(place, "a").label[0][11, 19, 21] == 3
+    place.add("c", scan(30)[0])
+    assert made_by(place.run) == ["c"]
+    with_judge = functools.partial(place.run, tumor_free=False, judge="model")
+    assert made_by(with_judge) == ["a", "b", "c"] and made_by(with_judge) == []
+    monkeypatch.setattr(FakeModel, "name", "Judge/fold_0 trained on")
+    assert made_by(with_judge) == ["a", "b", "c"]
+
+
+def test_a_case_that_is_found_to_be_of_no_use_leaves_the_pool(place, judge, monkeypatch):
+    place.add("a", *scan(1))
+    assert place.run() == 0
+    everywhere = lambda _model, image, _names: np.ones(image.shape[1:], dtype=bool)  # noqa: E731
+    monkeypatch.setattr(pool_case, "predict_lesions", everywhere)
+    assert place.run(tumor_free=False, judge="model") == 1
+    assert place.reasons()["a"] == "no host in view: all of it may be tumor" and place.records() == {}
+    assert pool.open_pool(place.pool, *_plans(place)).cases == ()
 
 
 def test_unlabeled_is_not_healthy_and_cases_wait_until_somebody_has_looked(place, capsys):
