@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from nnunetv2_freetumor.cases import write_json
+from nnunetv2_freetumor.synthetic_names import source_of
 
 EARLIER = "by an earlier run"
 PEAK = "peak_"  # counts whose largest value matters, not their sum
@@ -59,11 +60,12 @@ def _sums(reports: Sequence[CaseReport]) -> dict[str, float]:
 
 
 def _by_reason(reports: Sequence[CaseReport], state: str) -> dict[str, list[str]]:
-    """Gather the cases of each reason; their own names are taken out of it, so that like reasons come together."""
+    """Gather the cases of each reason; file names are made alike in it, so that like reasons come together."""
     cases: dict[str, list[str]] = {}
     for report in reports:
         if report.state == state:
-            reason = re.sub(rf"(?<!\w){re.escape(report.case)}(?!\w)", "CASE", report.reason)
+            names = "|".join(re.escape(name) for name in (report.case, source_of(report.case)))
+            reason = re.sub(rf"(?<![A-Za-z0-9])({names})(?=_\d{{4}}\.|\.\w|/)", "CASE", report.reason)
             cases.setdefault(reason, []).append(report.case)
     return cases
 

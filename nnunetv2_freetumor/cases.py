@@ -19,6 +19,8 @@ import numpy as np
 import SimpleITK as sitk
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl")
+SLICE_AXIS = 0
 GEOMETRY_TOLERANCE = {"spacing_mm": 1e-3, "origin_mm": 1e-2, "direction": 1e-3}
 
 
@@ -42,6 +44,12 @@ class Case(NamedTuple):
         return tuple(float(v) for v in np.asarray(self.origin_mm) + np.reshape(self.direction, (3, 3)) @ steps_mm)
 
 
+def case_name(path: Path) -> str:
+    """Give the name of an image's case: without its ending and without nnU-Net's channel number."""
+    name = next((path.name[: -len(ending)] for ending in ENDINGS if path.name.lower().endswith(ending)), path.name)
+    return name.removesuffix("_0000")
+
+
 def read_case(path: str | Path) -> Case:
     """Read a volume with SimpleITK.
 
@@ -61,11 +69,25 @@ def read_case(path: str | Path) -> Case:
             f"{path} must be one volume with three axes and one value per voxel, but it has size {size} with "
             f"{image.GetNumberOfComponentsPerPixel()} value(s) per voxel. Split it into single volumes."
         )
-    case = Case(sitk.GetArrayFromImage(image), image.GetSpacing()[::-1], image.GetOrigin(), image.GetDirection(), path)
+    case = from_image(image, path)
     if path.name.endswith(NIFTI_ENDINGS):
         _check_complete(path)
     check_finite(case.array, case.path)
     return case
+
+
+def from_image(image: sitk.Image, path: Path) -> Case:
+    """Take voxels and geometry from SimpleITK's image."""
+    return Case(sitk.GetArrayFromImage(image), image.GetSpacing()[::-1], image.GetOrigin(), image.GetDirection(), path)
+
+
+def to_image(case: Case) -> sitk.Image:
+    """Make SimpleITK's image of a case."""
+    image = sitk.GetImageFromArray(case.array)
+    image.SetSpacing(case.spacing_mm[::-1])
+    image.SetOrigin(case.origin_mm)
+    image.SetDirection(case.direction)
+    return image
 
 
 def read_label(path: str | Path) -> Case:
@@ -105,12 +127,8 @@ def check_same_geometry(image: Case, label: Case) -> None:
 
 def write_case(case: Case, path: str | Path) -> None:
     """Write a volume so that `path` never holds half of it."""
-    image = sitk.GetImageFromArray(case.array)
-    image.SetSpacing(case.spacing_mm[::-1])
-    image.SetOrigin(case.origin_mm)
-    image.SetDirection(case.direction)
     with replacing(path) as unfinished:
-        sitk.WriteImage(image, str(unfinished), useCompression=True)
+        sitk.WriteImage(to_image(case), str(unfinished), useCompression=True)
 
 
 def write_json(data: Any, path: str | Path) -> None:

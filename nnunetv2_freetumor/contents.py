@@ -33,6 +33,11 @@ def content_hash(array: np.ndarray) -> str:
     return hashlib.sha256(repr(sorted(array.shape)).encode() + counts.tobytes()).hexdigest()[:24]
 
 
+def file_hash(path: str | Path) -> str:
+    """Hash a file's bytes."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 def labeled_contents(images: Mapping[str, Path], cache: Path) -> dict[str, str]:
     """Map the hashes of labeled images to their names; what has not changed since comes from the cache.
 

@@ -19,14 +19,16 @@ from nnunetv2_freetumor.cases import check_finite, write_json
 from nnunetv2_freetumor.measurement import CaseMeasurement, Host, Tumor, measure_case
 from nnunetv2_freetumor.plan import Target, to_json
 from nnunetv2_freetumor.roles import read_labels
+from nnunetv2_freetumor.synthetic_names import is_synthetic
 
 FILE = "freetumor_fingerprint.json"
-_VERSION = 1  # of the measurement: part of the stamp, so that a change measures anew
+_VERSION = 2  # of the measurement: part of the stamp, so that a change measures anew
 
 
 class CaseFiles(NamedTuple):
     """The files of one training case and the reader class for them."""
 
+    case: str
     images: tuple[str, ...]
     label: str
     reader: type
@@ -61,15 +63,24 @@ def measure_dataset(
     notes = _measure_all(cases, targets, num_processes or default_num_processes)
     for warning in filter(None, (note.warning for note in notes)):
         print(f"Warning: {warning}", flush=True)
-    fingerprint = summarize([note.measurement for note in notes], dataset_json["labels"], targets)
+    measured = {files.case: note.measurement for files, note in zip(cases, notes)}
+    fingerprint = summarize(measured, dataset_json["labels"], targets)
     write_json({"stamp": stamp, "fingerprint": fingerprint}, cache)
     return fingerprint
 
 
-def summarize(cases: list[CaseMeasurement], labels: dict[str, Any], targets: tuple[Target, ...]) -> dict[str, Any]:
-    """Summarize the cases: labels that occur nowhere, and each target's host and tumors."""
-    occurring = {value for case in cases for value in case.labels}
+def summarize(
+    measured: dict[str, CaseMeasurement], labels: dict[str, Any], targets: tuple[Target, ...]
+) -> dict[str, Any]:
+    """Summarize the cases: labels that occur nowhere, and each target's host and tumors.
+
+    Planted tumors are not measured as if they were real: synthetic cases count for their labels only, and for their
+    hosts where there are no other cases.
+    """
+    occurring = {value for case in measured.values() for value in case.labels}
     absent = [label.name for label in read_labels(labels) if not label.values & occurring]
+    real = [case for name, case in measured.items() if not is_synthetic(name)]
+    cases = real or [case._replace(tumors=dict.fromkeys(case.tumors, [])) for case in measured.values()]
     by_target = {target.name: _summarize_target(cases, labels, target) for target in targets}
     return {"cases": len(cases), "absent_labels": absent, "targets": by_target}
 
@@ -128,7 +139,7 @@ def _list_cases(raw_folder: Path, dataset_json: dict[str, Any]) -> list[CaseFile
                 )
     first = next(iter(listed.values()))["images"][0]
     reader = determine_reader_writer_from_dataset_json(dataset_json, first, verbose=False)
-    return [CaseFiles(tuple(case["images"]), case["label"], reader) for case in listed.values()]
+    return [CaseFiles(str(name), tuple(case["images"]), case["label"], reader) for name, case in listed.items()]
 
 
 def _stamp(cases: list[CaseFiles], targets: tuple[Target, ...]) -> str:

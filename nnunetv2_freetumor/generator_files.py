@@ -1,12 +1,12 @@
 """`generator list`, `inspect` and `install`: generator files and their cards, readable by people."""
 
-import hashlib
 import shutil
 import textwrap
 from pathlib import Path
 
 from nnunetv2_freetumor.cards import Card, check_name
 from nnunetv2_freetumor.cases import replacing
+from nnunetv2_freetumor.contents import file_hash
 from nnunetv2_freetumor.weights import (
     ALIASES,
     ENDING,
@@ -72,7 +72,7 @@ def install_command(file: str, name: str | None = None) -> None:
         raise ValueError(f"The name '{name}' is taken by the package itself. Choose another one with --name.")
     target = installed_folder() / f"{name}{ENDING}"
     if target.exists():
-        if sha256(target) != sha256(path):
+        if file_hash(target) != file_hash(path):
             raise ValueError(
                 f"Another generator is installed as {target}, and it is not overwritten. Choose another name with "
                 "--name, or delete that file first."
@@ -120,13 +120,8 @@ def details(path: Path, card: Card) -> dict[str, str]:
         "card's name": card.name,
         "date": card.date,
         "version": card.version,
-        "sha256": sha256(path),
+        "sha256": file_hash(path),
     }
-
-
-def sha256(path: Path) -> str:
-    """Give a file's checksum."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _by(values: tuple[float, ...]) -> str:

@@ -11,6 +11,8 @@ from nnunetv2_freetumor.adversarial import Networks, Schedule, make_optimizer
 from nnunetv2_freetumor.adversaries import ADVERSARIES, Adversary
 from nnunetv2_freetumor.pool_training import PoolMixin
 from nnunetv2_freetumor.recipes import frame_for, recipe_for
+from nnunetv2_freetumor.split_guard import SplitGuardMixin
+from nnunetv2_freetumor.synthetic_names import is_synthetic
 from nnunetv2_freetumor.training_section import resolve_section
 from nnunetv2_freetumor.weights import build_network
 
@@ -21,7 +23,7 @@ ONE_GPU = (
 )
 
 
-class GeneratorSetup(PoolMixin):
+class GeneratorSetup(PoolMixin, SplitGuardMixin):
     """Settle what is trained and how; the stage itself is in `generator_trainer`."""
 
     num_epochs: int
@@ -45,6 +47,11 @@ class GeneratorSetup(PoolMixin):
             self.num_iterations_per_epoch, STOCK_ITERATIONS, self.recipe.iterations_per_epoch
         )
         super().initialize()
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Split as nnU-Net does, without synthetic cases: planted tumors are no model for a generator."""
+        training, validation = super().do_split()
+        return [case for case in training if not is_synthetic(case)], validation
 
     def _settle(self, section: plan.Section) -> None:
         """Take everything that follows from the section."""

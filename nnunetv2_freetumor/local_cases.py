@@ -1,6 +1,7 @@
 """Work on cases one after the other in this process, or in processes of this machine, without dask."""
 
 import multiprocessing
+import os
 import threading
 import time
 from collections import deque
@@ -60,10 +61,8 @@ def attempt(function: Work, version: str, order: HasCase) -> CaseReport:
 
 def _memory() -> dict[str, float]:
     """Give the most memory that this process has had, where Linux tells it."""
-    if not STATUS.exists():
-        return {}
-    kib = next(line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-    return {f"{PEAK}mib": round(int(kib) / 1024)}
+    lines = STATUS.read_text().splitlines() if STATUS.exists() else []
+    return {f"{PEAK}mib": round(int(line.split()[1]) / 1024) for line in lines if line.startswith("VmHWM")}
 
 
 def in_this_process(function: Work, missing: Missing) -> Iterator[Numbered]:
@@ -110,4 +109,16 @@ def _lead(function: Work, todo: deque, results: SimpleQueue) -> None:
 
 
 def _process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """Let a process end with the command that has started it, also where that was killed."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this process was started by another one"
+    parent.join()
+    os._exit(1)

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 
 from nnunetv2_freetumor import __version__, cases, generator_choice, priors
-from nnunetv2_freetumor.cases import Case
+from nnunetv2_freetumor.cases import SLICE_AXIS, case_name
 from nnunetv2_freetumor.plan import Prior, Section, SizeClass, Target
-from nnunetv2_freetumor.planted import Planted
+from nnunetv2_freetumor.provenance import describe_lesion
 from nnunetv2_freetumor.raw_case import Planting, plant
 from nnunetv2_freetumor.roles import LUNG_HU
 
 LUNG_PRIORS = ("lung", "covid19")
-SLICE_AXIS = 0  # of raw volumes, which are read as (z, y, x)
 
 
 def synthesize_case(
@@ -48,7 +47,7 @@ def synthesize_case(
     choices = generator_choice.choose_generators(section, {}, "", None, [])
     (drawing,) = generator_choice.build_generators(choices, section, SLICE_AXIS, chosen)
     folder = cases.check_writable(output)
-    name = case_name(image)
+    name = case_name(Path(image))
     paths = folder / f"{name}_0000.nii.gz", folder / f"{name}.nii.gz"
     _check_inputs_stay((image, label), paths)
     ct, labels = cases.read_case(image), cases.read_label(label)
@@ -63,21 +62,13 @@ def synthesize_case(
         "prior": prior,
         "inputs": {"image": Path(image).name, "label": Path(label).name, "host": list(hosts), "tumor": tumor},
         "requested": {"lesions": lesions, "diameter_mm": diameter_mm},
-        "lesions": [_describe(lesion, ct) for lesion in planting.lesions],
+        "lesions": [describe_lesion(lesion, ct) for lesion in planting.lesions],
     }
     with cases.replacing_all(folder) as unfinished:
         cases.write_case(planting.image, unfinished / paths[0].name)
         cases.write_case(planting.label, unfinished / paths[1].name)
         cases.write_json(record, unfinished / f"{name}.json")
     _report(planting, record, (*paths, folder / f"{name}.json"))
-
-
-def case_name(image: str | Path) -> str:
-    """Give nnU-Net's name of a case: the file's name without its ending and its channel number."""
-    name = Path(image).name
-    for ending in (".nii.gz", Path(image).suffix):
-        name = name.removesuffix(ending)
-    return name.removesuffix("_0000")
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -142,15 +133,6 @@ def _check_inputs_stay(inputs: tuple[str | Path, ...], outputs: tuple[Path, ...]
     taken = {Path(path).resolve() for path in inputs} & {path.resolve() for path in outputs}
     if taken:
         raise ValueError(f"The result would overwrite the input {taken.pop()}. Choose another folder with -o.")
-
-
-def _describe(lesion: Planted, ct: Case) -> dict[str, Any]:
-    return {
-        "center_mm": [round(value, 2) for value in ct.to_patient_mm(lesion.center)],
-        "diameter_mm": round(lesion.diameter_mm, 2),
-        "volume_mm3": round(lesion.volume_mm3, 2),
-        "contrast_hu": round(lesion.contrast_hu, 1),
-    }
 
 
 def _report(planting: Planting, record: dict[str, Any], paths: Sequence[Path]) -> None:

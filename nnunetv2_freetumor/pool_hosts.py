@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nnunetv2_freetumor.cases import Case, check_same_geometry, read_label
-from nnunetv2_freetumor.pool_images import ENDINGS, GEOMETRY, NO_MASK, UNREADABLE, Unusable
+from nnunetv2_freetumor.cases import ENDINGS, Case, check_same_geometry, read_label
+from nnunetv2_freetumor.pool_images import GEOMETRY, NO_MASK, UNREADABLE, Unusable
 from nnunetv2_freetumor.pool_labels import PoolLabels, annotated_values, value_for
 from nnunetv2_freetumor.pool_segmenter import Model, predict_labels
 

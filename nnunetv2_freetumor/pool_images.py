@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from nnunetv2_freetumor.cases import Case, read_case
+from nnunetv2_freetumor.cases import ENDINGS, Case, case_name, from_image, read_case, to_image
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 NOT_CT, WRONG_HU, NO_HOST = "not CT", "wrong HU", "no host in view"
 UNREADABLE, GEOMETRY, NO_MASK = "unreadable", "geometry mismatch", "no host mask"
@@ -75,12 +74,6 @@ def _where_several(longer: list[str], names: list[str]) -> list[str]:
     return [long if times[name] > 1 else name for long, name in zip(longer, names)]
 
 
-def case_name(path: Path) -> str:
-    """Give the name of an image's case: without its ending and without nnU-Net's channel number."""
-    name = next((path.name[: -len(ending)] for ending in ENDINGS if path.name.lower().endswith(ending)), path.name)
-    return name.removesuffix("_0000")
-
-
 def _walk(root: Path) -> Iterator[Path]:
     for folder, _, files in os.walk(root):
         volumes = [name for name in files if name.lower().endswith(ENDINGS)]
@@ -128,8 +121,7 @@ def _read_series(folder: Path) -> Case:
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError(f"{folder} is no volume of one value per voxel.")
     _check_slices(reader, image.GetSize()[2])
-    array = sitk.GetArrayFromImage(image)
-    return Case(array, image.GetSpacing()[::-1], image.GetOrigin(), image.GetDirection(), folder)
+    return from_image(image, folder)
 
 
 def _tag(reader: sitk.ImageSeriesReader, index: int, tag: str) -> str:
@@ -162,7 +154,7 @@ def check_looks_like_ct(image: Case) -> None:
     """
     if min(image.array.shape) < 2:
         raise Unusable(GEOMETRY, f"the image has {' x '.join(map(str, image.array.shape))} voxels")
-    part = image.array[:: _thin(image, 0), :: _thin(image, 1), :: _thin(image, 2)]
+    part = _thinned(image.array)
     low, high = float(part.min()), float(part.max())
     if low > FAT_HU and high < SHIFTED_HU[0]:  # otherwise it may be HU + 1024, which its host tells
         raise Unusable(NOT_CT, f"values lie between {low:g} and {high:g}; CT holds fat and air, below {FAT_HU:g} HU")
@@ -176,7 +168,7 @@ def check_host_hu(image: Case, host: np.ndarray, window_hu: tuple[float, float])
     """
     median = float(np.median(image.array[host]))
     low, high = window_hu[0] - MARGIN_HU, window_hu[1] + MARGIN_HU
-    lowest = float(image.array[:: _thin(image, 0), :: _thin(image, 1), :: _thin(image, 2)].min())
+    lowest = float(_thinned(image.array).min())
     if lowest > FAT_HU and SHIFTED_HU[0] <= median <= SHIFTED_HU[1]:
         raise Unusable(WRONG_HU, f"the host's median is {median:.0f}: subtract 1024 from every voxel")
     if lowest > FAT_HU:
@@ -192,8 +184,9 @@ def in_readers_orientation(case: Case, plans: dict[str, Any]) -> Case:
     return reoriented(case, "RAS") if "Reorient" in plans.get("image_reader_writer", "") else case
 
 
-def _thin(image: Case, axis: int) -> int:
-    return _EVERY if image.array.shape[axis] >= 16 * _EVERY else 1
+def _thinned(array: np.ndarray) -> np.ndarray:
+    """Take some of a large volume's voxels."""
+    return array[tuple(slice(None, None, _EVERY if size >= 16 * _EVERY else 1) for size in array.shape)]
 
 
 def orientation_of(case: Case) -> str:
@@ -203,10 +196,4 @@ def orientation_of(case: Case) -> str:
 
 def reoriented(case: Case, orientation: str) -> Case:
     """Turn and flip a volume's axes into an orientation such as RAS."""
-    image = sitk.GetImageFromArray(case.array)
-    image.SetSpacing(case.spacing_mm[::-1])
-    image.SetOrigin(case.origin_mm)
-    image.SetDirection(case.direction)
-    image = sitk.DICOMOrient(image, orientation)
-    array = sitk.GetArrayFromImage(image)
-    return Case(array, image.GetSpacing()[::-1], image.GetOrigin(), image.GetDirection(), case.path)
+    return from_image(sitk.DICOMOrient(to_image(case), orientation), case.path)

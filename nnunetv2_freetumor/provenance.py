@@ -51,11 +51,6 @@ def exact_hash(case: Case) -> str:
     return digest.hexdigest()
 
 
-def file_hash(path: str | Path) -> str:
-    """Hash a file's bytes."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
 def case_seed(seed: int, source: str, number: int) -> int:
     """Derive a case's seed from the run's, from its source and its number, whatever else is made beside it."""
     return int(hashlib.sha256(json.dumps([seed, source, number]).encode()).hexdigest()[:7], 16)
@@ -72,6 +67,7 @@ def record(
         "version": __version__,
         "torch": torch.__version__,
         "device": recipe.device,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
         "seed": recipe.section.seed,
         "source": source,
         "generators": [

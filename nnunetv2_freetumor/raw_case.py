@@ -142,7 +142,8 @@ def find_host(image: Case, label: Case, target: Target, spacing_mm: Spacing, dev
         host = host_mask(target, hu, labels.int(), spacing_mm)[0, 0].cpu().numpy()
     if not host.any():
         raise ValueError(
-            f"The host is empty: {_what_is_there(image, label, target)}. Give the organ's label with --host."
+            f"The host is empty: {_what_is_there(image, label, target)}. Give the organ's label with --host; for a "
+            "dataset's own cases it stands as 'host_labels' in the plans' freetumor section."
         )
     return host
 
@@ -150,7 +151,7 @@ def find_host(image: Case, label: Case, target: Target, spacing_mm: Spacing, dev
 def _what_is_there(image: Case, label: Case, target: Target) -> str:
     if target.host_hu is None:
         wanted, found = (", ".join(f"{v:g}" for v in values) for values in (target.host_labels, np.unique(label.array)))
-        return f"{label.path} has no voxel of --host {wanted}, only the labels {found}"
+        return f"{label.path} has no voxel of host {wanted}, only the labels {found}"
     return f"{image.path} shows no lung (unlabeled tissue of {target.host_hu} HU inside the body)"
 
 

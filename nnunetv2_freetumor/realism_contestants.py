@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnunetv2_freetumor.cases import SLICE_AXIS
+from nnunetv2_freetumor.contents import file_hash
 from nnunetv2_freetumor.conversion import HOSTS, published_card
-from nnunetv2_freetumor.generator_files import sha256
 from nnunetv2_freetumor.generators import Generator, Look, Region, TextureGenerator
 from nnunetv2_freetumor.learned import LearnedGenerator
 from nnunetv2_freetumor.plan import Texture
@@ -17,7 +18,6 @@ from nnunetv2_freetumor.volume import pool
 from nnunetv2_freetumor.weights import build_network, find_generator, load_generator, read_card
 
 CONSTANT_HU = -40.0
-SLICE_AXIS = 0  # of raw volumes, which are read as (z, y, x)
 
 
 class Contestant(NamedTuple):
@@ -66,7 +66,7 @@ def _learned(name: str, host: str) -> Contestant:
     def build(device: torch.device) -> Generator:
         return _behind_interface(load_generator(path, device), host)
 
-    return Contestant(card.name, build, sha256(path))
+    return Contestant(card.name, build, file_hash(path))
 
 
 def _texture(host: str, seed: int) -> Contestant:

@@ -1,15 +1,15 @@
-"""Keep synthetic cases out of the validation of numbered folds, whatever split nnU-Net makes up."""
+"""Keep synthetic cases, and what they were made from, apart from validation, whatever split nnU-Net makes up."""
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_freetumor.synthetic_splits import check_validation
+from nnunetv2_freetumor.synthetic_splits import check_split
 
 
 class SplitGuardMixin(nnUNetTrainer):
-    """Refuse a split that would validate on synthetic cases."""
+    """Refuse a numbered fold that would validate on synthetic cases, or on what these were made from."""
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Split as nnU-Net does, and look at what is validated on."""
+        """Split as nnU-Net does, and look at what that gives."""
         training, validation = super().do_split()
-        check_validation(validation, self.fold)
+        check_split(training, validation, self.fold)
         return training, validation

@@ -1,23 +1,20 @@
 """Write an nnU-Net raw dataset of cases with planted tumors, on one machine or on a cluster."""
 
-import json
-import os
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from tqdm import tqdm
+import torch
 
-from nnunetv2_freetumor import case_reports, cases, offline, synthetic_orders, synthetic_splits
+from nnunetv2_freetumor import case_reports, cases, offline, synthetic_orders, synthetic_place, synthetic_splits
 from nnunetv2_freetumor.cluster import check_cluster, run_cases
-from nnunetv2_freetumor.synthetic_case import PROVENANCE, files_of, is_made, make_case
+from nnunetv2_freetumor.synthetic_case import files_of, is_made, make_case, make_missing_case
 from nnunetv2_freetumor.synthetic_orders import Orders, Wish
+from nnunetv2_freetumor.synthetic_place import SETTINGS, SPLITS, read_settings
 from nnunetv2_freetumor.synthetic_sources import Sources, from_dataset, from_folders
 
-SETTINGS, REPORT = "settings.json", "report.json"  # in the new dataset
-_PREPROCESSED = "nnUNet_preprocessed"
-_NAME = re.compile(r"Dataset\d{3}_[\w-]+")
+REPORT = "report.json"  # in the new dataset
 
 
 def synthesize_dataset(
@@ -47,56 +44,64 @@ def synthesize_dataset(
         ValueError: settings that cannot work; nothing is written then.
     """
     if remake is not None:
+        given = {"-d": dataset, "-n": per_case > 1, "--lesions": lesions, "--prior": prior, "--host": host}
+        given |= {"--tumor": tumor, "--seed": seed, "--scheduler": scheduler, "--workers": workers}
+        _check_alone({"-device": device != "cpu", "-p": plans_name != "nnUNetPlans", **given})
         return _remake(remake, output, images, hosts, generator)
     check_cluster(scheduler, workers)
     if scheduler is None or device not in ("cpu", "cuda"):  # a cluster's workers may have what this machine lacks
         offline.choose_device(device)
-    folder, preprocessed = _places(output)
+    folder, preprocessed = synthetic_place.find_places(output)
+    splits_at = [place for place in (preprocessed, folder) if place is not None]
+    written = read_settings(folder).get(SPLITS)
+    if written is None and preprocessed is not None:
+        synthetic_splits.check_place(preprocessed)
+    edited = synthetic_splits.edited_splits(splits_at, written) if written else []
     sources = _sources(dataset, images, hosts, plans_name, prior, host, tumor)
     orders = synthetic_orders.make_orders(sources, folder, Wish(per_case, lesions, seed, generator, device))
     print(*orders.choices, sep="\n")
-    _prepare(folder, orders)
-    _copy_real_cases(sources, folder)
+    synthetic_place.prepare(folder, orders)
+    synthetic_place.take_out_stale(sources, orders, folder)
+    synthetic_place.copy_real_cases(sources, folder)
     if workers is None and scheduler is None and device == "cuda":
         workers = 1  # one process for a GPU
-    reports = [*sources.unusable, *run_cases(make_case, orders.orders, is_made, scheduler, workers, title="planting")]
-    notes = _finish(sources, orders, folder, preprocessed)
+    reports = run_cases(make_missing_case, orders.orders, is_made, scheduler, workers, title="planting")
+    reports = [*sources.unusable, *reports]
+    notes = _finish(sources, orders, folder, [] if edited else splits_at)
+    notes += [f"{path} was changed by somebody and stays as it is." for path in edited]
     case_reports.write_reports(reports, folder / REPORT)
     print("\n".join([*case_reports.summary_lines(reports), *notes]))
     return case_reports.exit_code(reports)
 
 
+def _check_alone(given: dict[str, Any]) -> None:
+    """Refuse options that a provenance file decides.
+
+    Raises:
+        ValueError: names them.
+    """
+    if named := [flag for flag, value in given.items() if value]:
+        raise ValueError(
+            f"--remake takes everything from the provenance file: leave {', '.join(named)} out. It goes with -o, "
+            "--generator, and -i and -l where its case was made from folders."
+        )
+
+
 def _remake(provenance: str, output: str, images: str | None, hosts: str | None, generator: str) -> int:
     """Make one case again from its provenance; the voxels are compared with what it says."""
     order = synthetic_orders.order_again(provenance, output, images, hosts, generator)
-    offline.choose_device(order.recipe.device)
-    _make_folders(cases.check_writable(output))
+    if (Path(output) / "dataset.json").exists():
+        raise ValueError(f"{output} is a dataset, and its splits know nothing of {order.case}. Give another -o.")
+    if order.recipe.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"{order.case} was made on CUDA, and PyTorch finds no CUDA device here. Use a machine with one."
+        )
+    synthetic_place.make_folders(cases.check_writable(output))
     report = make_case(order)
     if report.state != "done":
         raise ValueError(report.reason)
     print(f"{order.case} is in {output}, bit for bit as its provenance says.")
     return 0
-
-
-def _places(output: str) -> tuple[Path, Path | None]:
-    """Check the new dataset's folder, and find where nnU-Net will look for its splits."""
-    folder = Path(output).resolve()  # workers may run in another folder
-    if not _NAME.fullmatch(folder.name):
-        raise ValueError(
-            f"-o must end in a name that nnU-Net takes for a dataset, such as $nnUNet_raw/Dataset901_Planted, but it "
-            f"is {output}."
-        )
-    root = os.environ.get(_PREPROCESSED)
-    preprocessed = Path(root) / folder.name if root else None
-    number = folder.name.partition("_")[0]
-    for place in filter(None, (folder, preprocessed)):
-        if others := sorted({path.name for path in place.parent.glob(f"{number}_*")} - {folder.name}):
-            raise ValueError(
-                f"{place.parent} holds {others[0]}, and nnU-Net knows datasets by their number. Choose another number "
-                "with -o."
-            )
-    synthetic_splits.check_place(preprocessed)
-    return folder, preprocessed
 
 
 def _sources(
@@ -120,49 +125,7 @@ def _sources(
     return from_dataset(dataset, plans_name)
 
 
-def _prepare(folder: Path, orders: Orders) -> None:
-    """Make the folders, or refuse those of a run with other settings or other sources."""
-    settings, known = orders.settings, folder / SETTINGS
-    if known.is_file():
-        before = json.loads(known.read_text(encoding="utf-8"))
-        changed = [
-            f"{name} was {before.get(name)}, now {settings[name]}"
-            for name in settings
-            if before.get(name) != settings[name]
-        ]
-        if changed:
-            raise ValueError(
-                f"{folder} was begun with other settings ({'; '.join(changed)}). Give the same again to go on, or "
-                "another -o."
-            )
-        made = {path.stem for path in (folder / PROVENANCE).glob("*.json")}
-        if others := sorted(made - {order.case for order in orders.orders}):
-            raise ValueError(
-                f"{folder} holds {others[0]}, which comes from none of the sources given now. Give the same sources "
-                "again, or another -o."
-            )
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is there already and is not this command's. Choose another -o.")
-    _make_folders(cases.check_writable(folder))
-    cases.write_json(settings, known)
-
-
-def _make_folders(folder: Path) -> None:
-    for name in ("imagesTr", "labelsTr", PROVENANCE):
-        cases.check_writable(folder / name)
-
-
-def _copy_real_cases(sources: Sources, folder: Path) -> None:
-    """Copy the real labeled cases, so that validation has some."""
-    ending = sources.dataset_json["file_ending"]
-    for case, *files in tqdm(sources.real, desc="copying real cases", unit="case"):
-        for file, place in zip(files, (f"imagesTr/{case}_0000{ending}", f"labelsTr/{case}{ending}")):
-            if not (folder / place).is_file():
-                with cases.replacing(folder / place) as unfinished:
-                    shutil.copyfile(file, unfinished)
-
-
-def _finish(sources: Sources, orders: Orders, folder: Path, preprocessed: Path | None) -> list[str]:
+def _finish(sources: Sources, orders: Orders, folder: Path, splits_at: Sequence[Path]) -> list[str]:
     """Write the splits and, last of all, dataset.json; give what there is to say about them."""
     made = {order.case: order.source.case for order in orders.orders if is_made(order)}
     for order in orders.orders:
@@ -171,11 +134,15 @@ def _finish(sources: Sources, orders: Orders, folder: Path, preprocessed: Path |
                 file.unlink(missing_ok=True)
     real = [source.case for source in sources.real]
     splits = synthetic_splits.make_splits(real, made, sources.splits, orders.seen)
-    synthetic_splits.write_splits(splits, folder, preprocessed)
+    if splits_at:
+        settings = read_settings(folder)
+        stamps = [*settings.get(SPLITS, []), synthetic_splits.stamp_of(splits)]
+        cases.write_json(settings | {SPLITS: sorted(set(stamps))}, folder / SETTINGS)
+        synthetic_splits.write_splits(splits, splits_at)
     for leftover in folder.rglob(".unfinished-*"):  # of workers that were killed
         shutil.rmtree(leftover, ignore_errors=True)
     cases.write_json(sources.dataset_json | {"numTraining": len(real) + len(made)}, folder / "dataset.json")
-    bare = [str(fold) for fold, split in enumerate(splits) if split["val"] and not set(split["train"]) & set(made)]
+    bare = [str(fold) for fold, split in enumerate(splits) if set(split["val"]) & orders.seen]
     lines = [
         f"{folder}: {len(made)} synthetic and {len(real)} real case(s); {synthetic_splits.FILE} keeps synthetic ones "
         "out of validation."

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from nnunetv2_freetumor import cases
-from nnunetv2_freetumor.case_reports import CaseReport
-from nnunetv2_freetumor.cases import Case
+from nnunetv2_freetumor.case_reports import EARLIER, CaseReport
+from nnunetv2_freetumor.cases import SLICE_AXIS, Case
+from nnunetv2_freetumor.contents import file_hash
 from nnunetv2_freetumor.generator_choice import Choice, build_generators
-from nnunetv2_freetumor.provenance import GeneratorFile, Recipe, exact_hash, file_hash, record
+from nnunetv2_freetumor.provenance import GeneratorFile, Recipe, exact_hash, record
 from nnunetv2_freetumor.raw_case import plant
 
 PROVENANCE = "provenance"  # folder of the new dataset
-SLICE_AXIS = 0  # of raw volumes, which are read as (z, y, x)
 
 
 class Source(NamedTuple):
@@ -69,6 +69,11 @@ def is_made(order: SyntheticOrder) -> bool:
     return all(path.is_file() for path in files_of(order))
 
 
+def make_missing_case(order: SyntheticOrder) -> CaseReport:
+    """Make one case, unless it is there: a cluster orders again what was done by a worker that died later."""
+    return CaseReport(order.case, "done", EARLIER) if is_made(order) else make_case(order)
+
+
 def make_case(order: SyntheticOrder) -> CaseReport:
     """Make one case; one whose input does not serve is skipped, and nothing of it is written."""
     with one_thread():
@@ -89,7 +94,7 @@ def make_case(order: SyntheticOrder) -> CaseReport:
     cases.write_case(planting.image, files.image)
     cases.write_case(planting.label, files.label)
     cases.write_json(written, files.provenance)
-    return CaseReport(order.case, "done", counts=_counts(order, files, len(planting.lesions)))
+    return CaseReport(order.case, "done", planting.shortfall, _counts(order, files, len(planting.lesions)))
 
 
 @contextlib.contextmanager
@@ -141,8 +146,8 @@ def _check_expected(order: SyntheticOrder, hashes: dict[str, str], kind: str) ->
             text = (
                 f"{where} does not hold the voxels that {order.case} was made from"
                 if kind == "input"
-                else f"the {part} of {order.case} comes out otherwise than its provenance says: PyTorch or the device "
-                "differ (its provenance names both)"
+                else f"the {part} of {order.case} comes out otherwise than its provenance says: PyTorch, the "
+                "device or the kind of CPU differ (its provenance names them)"
             )
             raise ValueError(text[0].upper() + text[1:] + ".")
 
@@ -152,6 +157,7 @@ def _counts(order: SyntheticOrder, files: Files, lesions: int) -> dict[str, floa
     read = sum(Path(path).stat().st_size for path in order.source[1:])
     return {
         "lesions": lesions,
+        "lesions asked for": order.recipe.lesions,
         "bytes_in": read,
         "bytes_out": sum(path.stat().st_size for path in files),
         "files_out": len(files),

@@ -13,8 +13,8 @@ from nnunetv2_freetumor.draws import lesion_count
 from nnunetv2_freetumor.plan import to_json
 from nnunetv2_freetumor.provenance import GeneratorFile, Recipe, Recorded, case_seed, read_record
 from nnunetv2_freetumor.synthetic_case import Source, SyntheticOrder, generator_file
+from nnunetv2_freetumor.synthetic_names import synthetic_name
 from nnunetv2_freetumor.synthetic_sources import Listed, Sources, list_pairs, list_training_cases, planting_section
-from nnunetv2_freetumor.synthetic_splits import SYNTHETIC
 from nnunetv2_freetumor.weights import find_generator, read_card
 
 
@@ -74,7 +74,7 @@ def _order(
     uniform = torch.rand((), generator=torch.Generator().manual_seed(seed))
     lesions = wish.lesions or lesion_count(sources.section.targets[0].prior, uniform)
     recipe = Recipe(planting_section(sources.section, seed), lesions, generators, wish.device)
-    name, ending = f"{SYNTHETIC}{source.case}_{number:02d}", sources.dataset_json["file_ending"]
+    name, ending = synthetic_name(source.case, number), sources.dataset_json["file_ending"]
     return SyntheticOrder(name, source, sources.dataset, folder, ending, recipe, sources.labels)
 
 

@@ -11,12 +11,13 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_freetumor import offline, planning, priors
 from nnunetv2_freetumor.case_reports import CaseReport
+from nnunetv2_freetumor.cases import ENDINGS, case_name
 from nnunetv2_freetumor.plan import SECTION, Section, Target, check_origin, read_section
 from nnunetv2_freetumor.synthetic_case import Source
-from nnunetv2_freetumor.synthetic_splits import SYNTHETIC, Splits, read_splits
+from nnunetv2_freetumor.synthetic_names import is_synthetic
+from nnunetv2_freetumor.synthetic_splits import Splits, read_splits
 
 _RAW = "nnUNet_raw"
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
 
 class Listed(NamedTuple):
@@ -61,7 +62,7 @@ def from_dataset(dataset: str, plans_name: str) -> Sources:
         check_origin(section, plans, dataset_json)
     else:
         section = planning.derive_section(plans, dataset_json)
-    if known := [source.case for source in cases if source.case.startswith(SYNTHETIC)]:
+    if known := [source.case for source in cases if is_synthetic(source.case)]:
         raise ValueError(
             f"{folder.name} holds synthetic cases ({known[0]} ...), and tumors planted into these would count as "
             "real. Give the dataset that they were made from."
@@ -128,8 +129,8 @@ def list_pairs(images: str, masks: str) -> tuple[list[Source], list[str]]:
             raise ValueError(f"There is no folder {folder}. -i and -l are folders of images and of their host masks.")
         listed: dict[str, str] = {}
         for path in sorted(Path(folder).resolve().iterdir()):
-            name = offline.case_name(path)
-            if path.name.endswith(ENDINGS) and listed.setdefault(name, str(path)) != str(path):
+            name = case_name(path)
+            if path.name.lower().endswith(ENDINGS) and listed.setdefault(name, str(path)) != str(path):
                 raise ValueError(f"{path} and {listed[name]} are both case {name}. Leave one of them out.")
         found[folder] = listed
     if not found[images]:

@@ -4,16 +4,17 @@ nnU-Net splits whatever lies in imagesTr, so a name alone keeps nothing out of v
 `splits_final.json`: its planner copies the one in the raw dataset beside the plans, and refuses one that differs.
 """
 
+import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunetv2_freetumor.cases import write_json
+from nnunetv2_freetumor.synthetic_names import is_synthetic, source_of
 
 FILE = "splits_final.json"
-SYNTHETIC = "synthetic_"  # how the names of synthetic cases begin
 FOLDS = 5  # nnU-Net draws a split of its own for a fold that the file does not hold
 
 Splits = list[dict[str, list[str]]]
@@ -48,39 +49,67 @@ def _real_splits(real: list[str]) -> Splits:
     return [{"train": [c for c in real if c != out], "val": [out]} for out in real] if len(real) > 1 else []
 
 
-def check_place(preprocessed: Path | None) -> None:
+def check_place(preprocessed: Path) -> None:
     """Refuse splits beside the plans that somebody else has put there.
 
     Raises:
         ValueError: names the file and the ways out.
     """
-    splits = None if preprocessed is None else read_splits(preprocessed)
-    if splits and not any(case.startswith(SYNTHETIC) for split in splits for case in split["train"]):
+    splits = read_splits(preprocessed)
+    if splits and not any(is_synthetic(case) for split in splits for case in split["train"]):
         raise ValueError(
             f"{preprocessed}/{FILE} is there already and knows no synthetic case, so that nnU-Net would not use them "
             "as it should. Choose another dataset number with -o, or move that file away."
         )
 
 
-def write_splits(splits: Splits, raw: Path, preprocessed: Path | None) -> None:
+def edited_splits(folders: Sequence[Path], written: Collection[str]) -> list[Path]:
+    """List the split files that somebody has changed since they were written.
+
+    Args:
+        folders: where split files may lie.
+        written: what `stamp_of` has given for all splits that were written there.
+
+    Raises:
+        ValueError: such splits do not keep synthetic cases apart from validation.
+    """
+    edited = []
+    for folder in folders:
+        splits = read_splits(folder)
+        if splits is not None and stamp_of(splits) not in written:
+            edited.append(folder / FILE)
+            for fold, split in enumerate(splits):
+                check_split(split["train"], split["val"], fold)
+    return edited
+
+
+def stamp_of(splits: Splits) -> str:
+    """Hash splits."""
+    return hashlib.sha256(json.dumps(splits).encode()).hexdigest()[:16]
+
+
+def write_splits(splits: Splits, folders: Sequence[Path]) -> None:
     """Write the splits into the raw dataset, and to where nnU-Net's trainers look for them."""
-    if preprocessed is not None:
-        preprocessed.mkdir(parents=True, exist_ok=True)
-        write_json(splits, preprocessed / FILE)
-    write_json(splits, raw / FILE)
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(splits, folder / FILE)
 
 
-def check_validation(cases: Collection[str], fold: int | str) -> None:
-    """Refuse to validate a numbered fold on synthetic cases.
+def check_split(training: Collection[str], validation: Collection[str], fold: int | str) -> None:
+    """Refuse a numbered fold that is validated on synthetic cases, or on what these were made from.
 
     Raises:
         ValueError: names one, and the way out.
     """
-    found = [] if fold == "all" else [case for case in cases if case.startswith(SYNTHETIC)]
-    if found:
+    if fold == "all":
+        return
+    mend = f"Copy {FILE} from the raw dataset into the preprocessed one; folds that it does not hold cannot be trained."
+    if found := [case for case in validation if is_synthetic(case)]:
+        raise ValueError(f"Fold {fold} would be validated on {len(found)} synthetic case(s) ({found[0]} ...). {mend}")
+    if found := [case for case in training if is_synthetic(case) and source_of(case) in validation]:
         raise ValueError(
-            f"Fold {fold} would be validated on {len(found)} synthetic case(s) ({found[0]} ...). Copy {FILE} from the "
-            "raw dataset into the preprocessed one; folds that it does not hold cannot be trained."
+            f"Fold {fold} would be trained on {len(found)} synthetic case(s) made from its validation cases "
+            f"({found[0]} ...). {mend}"
         )
 
 

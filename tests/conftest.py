@@ -10,7 +10,7 @@ install_import_hook("nnunetv2_freetumor", "beartype.beartype(conf=beartype.Beart
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-pytest.register_assert_rewrite("cluster_work", "pools")  # fixtures of several files
+pytest.register_assert_rewrite("cluster_work", "pools", "synthetic_sets")  # fixtures of several files
 
 
 class OrganPhantom(NamedTuple):

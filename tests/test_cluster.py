@@ -23,7 +23,7 @@ from cluster_work import (
     work,
 )
 
-from nnunetv2_freetumor import __version__, cluster, dask_cases
+from nnunetv2_freetumor import __version__, cluster, dask_cases, local_cases
 from nnunetv2_freetumor.case_reports import CaseReport, exit_code, summary_lines
 from nnunetv2_freetumor.cluster import run_cases
 from nnunetv2_freetumor.local_cases import DIED, TRIES, attempt
@@ -37,6 +37,16 @@ import sys
 from cluster_work import is_done, make_orders, work
 from nnunetv2_freetumor.cluster import run_cases
 run_cases(work, make_orders(sys.argv[1], 12, c5="held"), is_done, scheduler=sys.argv[2])
+"""
+
+
+LOCAL_CLIENT = """
+import sys
+sys.modules["distributed"] = None
+from cluster_work import is_done, make_orders, work
+from nnunetv2_freetumor.cluster import run_cases
+if __name__ == "__main__":
+    run_cases(work, make_orders(sys.argv[1], 2, c0="held", c1="held"), is_done, workers=2)
 """
 
 
@@ -74,15 +84,17 @@ def test_reports_are_summed_up():
         CaseReport("a", "done", counts={"voxels": 2, "peak_mib": 5}),
         CaseReport("b", "done", counts={"voxels": 3, "peak_mib": 4}),
         CaseReport("c", "done", "by an earlier run"),
-        *(CaseReport(case, "skipped", f"no mask for {case}") for case in ("d1", "d2", "d3", "d4")),
+        *(CaseReport(case, "skipped", f"no mask {case}.nii.gz") for case in ("d1", "d2", "d3", "d4")),
         CaseReport("e", "failed", "broken"),
+        *(CaseReport(f"synthetic_{n}_00", "failed", f"/x/{n}_0000.nii.gz is empty") for n in ("x_1", "empty")),
     ]
     assert summary_lines(reports) == [
-        "8 case(s): 3 done (1 by an earlier run), 4 skipped, 1 failed.",
+        "10 case(s): 3 done (1 by an earlier run), 4 skipped, 3 failed.",
         "  voxels: 5",
         "  peak_mib: 5",
-        "  skipped: 4 x no mask for CASE (d1, d2, d3 ...)",
+        "  skipped: 4 x no mask CASE.nii.gz (d1, d2, d3 ...)",
         "  failed: 1 x broken (e)",
+        "  failed: 2 x /x/CASE_0000.nii.gz is empty (synthetic_x_1_00, synthetic_empty_00)",
     ]
 
 
@@ -109,6 +121,37 @@ def test_a_scheduler_without_the_extra_ends_in_an_error_that_names_it(tmp_path, 
     text = r"--scheduler needs dask.*pip install 'nnunetv2_freetumor\[cluster\]'. Without --scheduler the command runs"
     with pytest.raises(ValueError, match=text):
         run_cases(work, make_orders(tmp_path), is_done, scheduler="tcp://localhost:8786")
+
+
+def _runs(pid):
+    status = Path(f"/proc/{pid}/status")
+    try:
+        return "State:\tZ" not in status.read_text()  # ended, and nobody has asked how
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc to see processes in")
+def test_processes_end_with_the_command_that_has_started_them_also_where_it_was_killed(tmp_path):
+    script = tmp_path / "client.py"
+    script.write_text(LOCAL_CLIENT)
+    with running(str(script), str(tmp_path)) as client:
+        wait_for(lambda: len(starts(tmp_path)) == 2, client)
+        workers = [int(pid) for _, pid in starts(tmp_path)]
+        assert all(map(_runs, workers))
+        client.kill()
+        client.wait()
+        wait_for(lambda: not any(map(_runs, workers)))
+
+
+def test_memory_is_told_only_where_the_system_tells_it(tmp_path, monkeypatch):
+    status = tmp_path / "status"
+    monkeypatch.setattr(local_cases, "STATUS", status)
+    for text, told in (("VmHWM:\t2048 kB\n", {"peak_mib": 2}), ("Name:\tpython\n", {}), (None, {})):
+        status.unlink(missing_ok=True) if text is None else status.write_text(text)
+        counts = attempt(work, __version__, Order("c0", str(tmp_path))).counts
+        assert {name: value for name, value in counts.items() if name.startswith("peak")} == told
 
 
 @needs_dask

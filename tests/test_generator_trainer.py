@@ -70,6 +70,15 @@ def test_phantoms_are_no_real_tumors(make):
     assert made.card.real_tumors == () and "phantoms" in made.card.training_data
 
 
+def test_a_generator_does_not_learn_from_planted_tumors(make, monkeypatch):
+    made, training = make(), ["case_1", "synthetic_case_1_00"]
+    monkeypatch.setattr(nnUNetTrainer, "do_split", lambda _: (training, ["case_0"]))
+    assert made.do_split() == (["case_1"], ["case_0"])
+    monkeypatch.setattr(nnUNetTrainer, "do_split", lambda _: (training, ["synthetic_case_0_00"]))
+    with pytest.raises(ValueError, match="Fold 0 would be validated on 1 synthetic case"):
+        made.do_split()
+
+
 def test_the_judge_waits_until_its_warmup_is_over(make):
     made, asked = make(judge_warmup_epochs=3), []
     made.initialize()

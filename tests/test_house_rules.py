@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "nnunetv2_freetumor"
 LAYERS = (
     # foundations: volumes, intensities, files, one class each from nnU-Net
-    "__init__ _build startup commands strict_json volume intensity cases augmentation label_free planted phantom_scene "
-    "pairs networks lite_network checkpoints",
+    "__init__ _build startup commands synthetic_names strict_json volume intensity cases augmentation label_free "
+    "planted phantom_scene pairs networks lite_network checkpoints",
     "contents bench_startup cpu_pairs critics cards segmenter plan compose patchy grown_tumors phantom_anatomy "
     "phantom_vessels page matching surfaces suspects pool_images case_reports synthetic_splits",
     "hosts shapes generators weights judge frozen_segmenter priors phantom_organs scores grown_placing pool "
@@ -53,7 +53,8 @@ LAYERS = (
     "trainer offline unlabeled preview report synthetic_case",
     "demo_trainer bench doctor synthetic_sources",
     "demo synthetic_orders",
-    "bundled_training synthesize_dataset",
+    "bundled_training synthetic_place",
+    "synthesize_dataset",
     # how real planted lesions look
     "realism_features",
     "realism_lesions realism_classifier realism_contestants",

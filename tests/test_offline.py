@@ -8,8 +8,8 @@ import pytest
 from test_learned import lite, make_card
 
 from nnunetv2_freetumor import __version__, cases, cli, raw_case
-from nnunetv2_freetumor.cases import Case, read_case, read_label, write_case
-from nnunetv2_freetumor.offline import case_name, synthesize_case
+from nnunetv2_freetumor.cases import Case, case_name, read_case, read_label, write_case
+from nnunetv2_freetumor.offline import synthesize_case
 from nnunetv2_freetumor.weights import save_generator
 
 REAL_CT = Path(__file__).parent.parent.parent / "shared" / "data" / "ct"
@@ -169,7 +169,7 @@ def test_the_command_line_does_it(raw, capsys):
     [
         ({"prior": "spleen"}, "no bundled prior 'spleen'; choose one of covid19, kidney, liver"),
         ({"generator": "magic"}, "no generator named 'magic'.* may also be auto or texture"),
-        ({"host": 7}, "host is empty: .*patient_label.nii.gz has no voxel of --host 7, only the labels 0, 1, 3"),
+        ({"host": 7}, "host is empty: .*patient_label.nii.gz has no voxel of host 7, only the labels 0, 1, 3"),
         ({"host": None}, "--host is missing: with the prior 'liver', give the label of the organ"),
         ({"host": None, "prior": "lung"}, "host is empty: .*patient_0000.nii.gz shows no lung.* with --host"),
         ({"tumor": 1}, r"--tumor must be a label above 0 and none of --host \[1\], but it is 1"),
@@ -241,7 +241,7 @@ def test_an_interrupted_run_leaves_nothing_half_written(raw, monkeypatch):
     [("a/case_7_0000.nii.gz", "case_7"), ("scan.nii.gz", "scan"), ("x.y_0000.nrrd", "x.y"), ("b.mha", "b")],
 )
 def test_the_cases_name_is_nnunets(file, name):
-    assert case_name(file) == name
+    assert case_name(Path(file)) == name
 
 
 REAL_CASES = [

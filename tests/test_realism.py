@@ -263,7 +263,7 @@ def test_a_prior_can_come_from_a_plans_file(tmp_path):
         ({"tumor": None}, "--tumor is missing"),
         ({"tumor": 1}, r"--tumor must be a label above 0 and none of --host \[1\], but it is 1"),
         ({"tumor": 5}, "20 or more tumors .label 5.* they hold 0 tumors, 0 of them with room. Check --tumor"),
-        ({"host": [9]}, "has no voxel of --host 9, only the labels 1, 2"),
+        ({"host": [9]}, "has no voxel of host 9, only the labels 1, 2"),
         ({"cases": 3}, "--cases must be 8 or more, but it is 3"),
         ({"generators": ["nonsense"]}, "no generator named 'nonsense'.*may also be texture, constant"),
         ({"generators": ["texture", "texture"]}, "--generators must name each generator once"),

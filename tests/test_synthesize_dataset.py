@@ -1,5 +1,6 @@
 """Synthetic datasets: what is in them, that validation stays real, and that every case can be made again."""
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -11,57 +12,24 @@ import pytest
 from nnunet_folders import Folders, organ_case, write_volume
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from synthetic_sets import FOLDER_SETTINGS, NAME, contents, make
 from test_learned import lite, make_card
 
-from nnunetv2_freetumor import cli, fingerprint, synthetic_case, synthetic_splits
+from nnunetv2_freetumor import cli, synthetic_case, synthetic_splits
 from nnunetv2_freetumor.cases import read_case, read_label
 from nnunetv2_freetumor.plan import SECTION, read_section
 from nnunetv2_freetumor.roles import resolve
 from nnunetv2_freetumor.split_guard import SplitGuardMixin
 from nnunetv2_freetumor.synthesize_dataset import synthesize_dataset
 from nnunetv2_freetumor.synthetic_sources import from_folders
-from nnunetv2_freetumor.synthetic_splits import check_validation, make_splits
+from nnunetv2_freetumor.synthetic_splits import check_split, make_splits
 from nnunetv2_freetumor.trainer import nnUNetTrainerFreeTumor
 from nnunetv2_freetumor.weights import save_generator
 
-NAME = "Dataset901_Planted"
-FOLDER_SETTINGS = {"prior": "liver", "host": [1], "tumor": 2, "lesions": 1, "workers": 1}
-
-
-@pytest.fixture(autouse=True)
-def environment(tmp_path, monkeypatch):
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    monkeypatch.setattr(fingerprint, "default_num_processes", 1)
-
-
-@pytest.fixture
-def dataset(tmp_path):
-    """Five cases with an organ and two real tumors each."""
-    return Folders(tmp_path).add_organs(5).plan()
-
-
-@pytest.fixture
-def folders(tmp_path):
-    """Two images and their liver masks."""
-    for seed, case in enumerate(("a", "b")):
-        image, label = organ_case(seed, tumors=0)
-        for kind, array, ending in (("images", image, "_0000"), ("masks", label, "")):
-            (tmp_path / kind).mkdir(exist_ok=True)
-            write_volume(array, tmp_path / kind / f"{case}{ending}.nii.gz")
-    return {"images": str(tmp_path / "images"), "hosts": str(tmp_path / "masks")}
-
-
-def make(tmp_path, name=NAME, **settings):
-    folder = tmp_path / "raw" / name
-    code = synthesize_dataset(str(folder), **settings)
-    return folder, code
-
-
-def contents(folder):
-    """Read all files of a dataset but the report, which holds times."""
-    files = {path.relative_to(folder).as_posix(): path for path in Path(folder).rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if name != "report.json"}
+pytest_plugins = ["synthetic_sets"]
+needs_dask = pytest.mark.skipif(
+    importlib.util.find_spec("distributed") is None, reason="the extra [cluster] is missing"
+)
 
 
 def provenance(folder, case):
@@ -136,12 +104,16 @@ def test_no_synthetic_case_enters_validation_by_nnunet_s_own_split(dataset, tmp_
     assert sorted(seen) == [f"case_{i}" for i in range(5)]
 
 
-def test_a_validation_with_synthetic_cases_is_refused_by_the_trainer():
+def test_validation_with_synthetic_cases_or_on_their_sources_is_refused():
     assert nnUNetTrainerFreeTumor.do_split is SplitGuardMixin.do_split
-    check_validation(["synthetic_a_00"], "all")
-    check_validation(["a"], 5)
+    check_split(["synthetic_a_00"], ["synthetic_a_00", "a"], "all")
+    check_split(["b", "synthetic_b_00", "synthetic_a_b_00"], ["a"], 5)
     with pytest.raises(ValueError, match=r"Fold 5 would be validated on 1 synthetic case\(s\) \(synthetic_a_00 ...\)"):
-        check_validation(["a", "synthetic_a_00"], 5)
+        check_split(["b"], ["a", "synthetic_a_00"], 5)
+    with pytest.raises(
+        ValueError, match=r"Fold 0 would be trained on 1 synthetic .* validation cases \(synthetic_a_b_01"
+    ):
+        check_split(["b", "synthetic_a_b_01", "synthetic_b_00"], ["a_b"], 0)
 
 
 def test_splits_keep_patients_apart_and_know_what_a_generator_has_seen():
@@ -179,7 +151,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(folders, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("with_dask", [True, False])
+@pytest.mark.parametrize("with_dask", [pytest.param(True, marks=needs_dask), False])
 def test_one_and_two_workers_write_the_same_bytes(folders, tmp_path, with_dask, monkeypatch):
     """With dask's worker processes, and without the extra in processes of the standard library."""
     alone, _ = make(tmp_path, "Dataset901_Alone", **folders, **FOLDER_SETTINGS, per_case=2)
@@ -264,12 +236,12 @@ def test_bad_inputs_are_reported_and_stop_nothing(folders, tmp_path, capsys):
     for text in (
         "9 case(s): 2 done, 7 skipped, 0 failed.",
         f"no mask CASE.nii.gz in {masks} (lonely)",
-        "broken_0000.nii.gz cannot be read as a medical image",
-        "organs.nii.gz holds the labels 7, which are neither background nor --host nor --tumor",
+        "CASE_0000.nii.gz cannot be read as a medical image (",
+        "CASE.nii.gz holds the labels 7, which are neither background nor --host nor --tumor",
         "The host is empty",
-        "cut short_0000.nii.gz cannot be read as a medical image (it is cut short",
-        "moved.nii.gz must have the same geometry, but they differ in",
-        "nan.mha holds 1 NaN or infinite voxels, the first at (z, y, x) = (5, 5, 5)",
+        "CASE_0000.nii.gz cannot be read as a medical image (it is cut short",
+        "CASE.nii.gz must have the same geometry, but they differ in",
+        "CASE.mha holds 1 NaN or infinite voxels, the first at (z, y, x) = (5, 5, 5)",
     ):
         assert text in printed
     report = json.loads((tmp_path / NAME / "report.json").read_text())
@@ -306,7 +278,7 @@ def test_settings_that_cannot_work_are_named_and_nothing_is_written(dataset, tmp
 def test_folders_and_splits_of_others_are_left_alone(dataset, tmp_path):
     with pytest.raises(ValueError, match="Dataset101_Liver is there already and is not this command's"):
         make(tmp_path, dataset.name, dataset="101", workers=1)
-    synthetic_splits.write_splits([{"train": ["a"], "val": ["b"]}], dataset.raw, tmp_path / "preprocessed" / NAME)
+    synthetic_splits.write_splits([{"train": ["a"], "val": ["b"]}], [dataset.raw, tmp_path / "preprocessed" / NAME])
     with pytest.raises(ValueError, match="splits_final.json is there already and knows no synthetic case"):
         make(tmp_path, dataset="101", workers=1)
 
@@ -334,7 +306,7 @@ def test_a_number_that_another_dataset_has_is_refused(folders, tmp_path, place):
 def test_folders_that_hold_no_pair_or_two_images_of_one_name_are_refused(folders, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ValueError, match=r"empty holds no image \(.nii.gz, .nii, .nrrd, .mha, .mhd\)"):
+    with pytest.raises(ValueError, match=r"empty holds no image \(.nii.gz, .nii, .nrrd, "):
         make(tmp_path, images=str(empty), hosts=folders["hosts"], **FOLDER_SETTINGS)
     with pytest.raises(ValueError, match="No image in .*images has a mask of the same name in .*empty"):
         make(tmp_path, images=folders["images"], hosts=str(empty), **FOLDER_SETTINGS)
