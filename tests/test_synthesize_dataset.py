@@ -158,7 +158,7 @@ def test_one_and_two_workers_write_the_same_bytes(folders, tmp_path, with_dask, 
     if not with_dask:
         monkeypatch.setitem(sys.modules, "distributed", None)
     many, code = make(tmp_path, "Dataset902_Many", **folders, **(FOLDER_SETTINGS | {"workers": 2}), per_case=2)
-    assert code == 0 and contents(alone) == contents(many) and len(contents(alone)) == 15
+    assert code == 0 and contents(alone) == contents(many) and len(contents(alone)) == 16
 
 
 @pytest.mark.parametrize("kind", ["dataset", "folders"])
