@@ -14,7 +14,7 @@ from nnunetv2_freetumor.contents import content_hash
 from nnunetv2_freetumor.hosts import host_mask
 from nnunetv2_freetumor.intensity import from_plans
 from nnunetv2_freetumor.pool_hosts import Masks, model_values, predict_masks, read_masks
-from nnunetv2_freetumor.pool_images import Unusable
+from nnunetv2_freetumor.pool_images import Unfit, Unusable
 from nnunetv2_freetumor.pool_labels import PoolLabels
 from nnunetv2_freetumor.pool_orders import Job, Order, Place, is_done, labeled, place_of, settings_of
 from nnunetv2_freetumor.pool_segmenter import load_model, predict_lesions
@@ -44,8 +44,7 @@ def add_case(order: Order) -> CaseReport:
         masks = _find_hosts(order, place, image)
         volumes, counts = _preprocess(job, place, image, masks)
     except Unusable as error:
-        _withdraw(order, place.folder)
-        return CaseReport(order.case, "skipped", str(error))
+        return CaseReport(order.case, "skipped", f"{error}{_earlier(order, place.folder, isinstance(error, Unfit))}")
     record = pool.Record(order.case, order.image, settings, _cleared(job, place), content, counts)
     pool.write_volumes(place.folder, record, volumes, place.configuration.patch_size)
     traffic = {"bytes_in": pool_images.bytes_of(order.image) + masks.bytes_in}
@@ -54,11 +53,14 @@ def add_case(order: Order) -> CaseReport:
     return CaseReport(order.case, "done", "", counts | traffic)
 
 
-def _withdraw(order: Order, folder: Path) -> None:
-    """Take out what an earlier run made of this image, which is of no use any more."""
+def _earlier(order: Order, folder: Path, unfit: bool) -> str:
+    """Say what becomes of what an earlier run made of this image, and take it out where it must not be trained on."""
     there = pool.read_record(folder, order.case)
-    if there is not None and there.source == order.image:
+    if there is None or there.source != order.image:
+        return ""
+    if unfit:
         pool.withdraw(folder, order.case)
+    return "; what an earlier run made of it was taken out" if unfit else "; what an earlier run made of it stays"
 
 
 def _cleared(job: Job, place: Place) -> str:
@@ -146,7 +148,7 @@ def without(volumes: pool.Volumes, marked: np.ndarray, place: Place) -> tuple[po
     hosts = sorted(place.labels.hosts)
     label = take_out(volumes.label[0], marked, place.labels.ignore, place.configuration.spacing)
     if hosts and not np.isin(label, hosts).any():
-        raise Unusable(pool_images.NO_HOST, "all of it may be tumor")
+        raise Unfit(pool_images.NO_HOST, "all of it may be tumor")
     places = keep_places(volumes.properties["class_locations"], label[None])
     left = volumes._replace(label=label[None], properties=volumes.properties | {"class_locations": places})
     changed = int((left.label != volumes.label).sum())

@@ -32,9 +32,13 @@ class Unusable(Exception):
         super().__init__(f"{reason}: {detail}")
 
 
-def duplicate_of(labeled: str) -> Unusable:
+class Unfit(Unusable):
+    """Why a case must not be trained on, whatever an earlier run has made of it."""
+
+
+def duplicate_of(labeled: str) -> Unfit:
     """Say that a labeled image is the same scan."""
-    return Unusable(DUPLICATE, f"{labeled} holds the same voxels, and it would leak into training")
+    return Unfit(DUPLICATE, f"{labeled} holds the same voxels, and it would leak into training")
 
 
 class ImageFile(NamedTuple):

@@ -331,13 +331,29 @@ def test_cases_whose_image_mask_or_model_has_changed_are_made_again(place, judge
     assert made_by(with_judge) == ["a", "b", "c"]
 
 
-def test_a_case_that_is_found_to_be_of_no_use_leaves_the_pool(place, judge, monkeypatch):
+def test_a_case_whose_mask_is_gone_stays_in_the_pool_as_it_was(place):
+    """Masks may come in batches, each in a folder of its own."""
+    for case, seed in {"a": 1, "b": 2}.items():
+        place.add(case, *scan(seed))
+    (place.hosts / "b.nii.gz").rename(place.root / "b.nii.gz")
+    assert place.run() == 1
+    before = digest(place.pool / "records")
+    (place.hosts / "a.nii.gz").unlink()
+    (place.root / "b.nii.gz").rename(place.hosts / "b.nii.gz")
+    assert place.run() == 1
+    assert before.items() < digest(place.pool / "records").items() and list(place.records()) == ["a", "b"]
+    assert place.reasons()["a"].startswith("no host mask: neither")
+    assert place.reasons()["a"].endswith("; what an earlier run made of it stays")
+
+
+def test_a_case_that_may_be_tumor_all_over_leaves_the_pool(place, judge, monkeypatch):
     place.add("a", *scan(1))
     assert place.run() == 0
     everywhere = lambda _model, image, _names: np.ones(image.shape[1:], dtype=bool)  # noqa: E731
     monkeypatch.setattr(pool_case, "predict_lesions", everywhere)
     assert place.run(tumor_free=False, judge="model") == 1
-    assert place.reasons()["a"] == "no host in view: all of it may be tumor" and place.records() == {}
+    said = "no host in view: all of it may be tumor; what an earlier run made of it was taken out"
+    assert place.reasons()["a"] == said and place.records() == {}
     assert pool.open_pool(place.pool, *_plans(place)).cases == ()
 
 
