@@ -1,17 +1,21 @@
-"""Several processes: rank 0 derives the section, and the epoch's counts are summed over all."""
+"""Several processes: rank 0 derives the section, counts are summed over all, and they train on the pool together."""
 
 import json
 
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunets_module
+from pools import scan
 from torch import distributed as dist
 from torch import multiprocessing
+from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_freetumor import epoch_log, trainer
 from nnunetv2_freetumor.bench_data import CONFIGURATION, DATASET, PLANS, Layout, write_dataset
 from nnunetv2_freetumor.plan import SECTION
 from nnunetv2_freetumor.synthesis import COUNTS
 
+pytest_plugins = ["pools"]
 LAYOUT = Layout((16, 24, 24), (4.0, 2.0, 2.0), (16, 16, 16), (4, 4, 8), cases=2)
 
 
@@ -39,3 +43,32 @@ def test_all_processes_use_the_section_of_rank_0_and_sum_their_counts(tmp_path, 
     assert [section, counts] == other
     assert counts == dict.fromkeys(COUNTS, 3.0)
     assert section == json.loads((tmp_path / DATASET / f"{PLANS}.json").read_text())[SECTION]
+
+
+def _train_rank(rank, root, preprocessed):
+    """Train for one epoch on a device that nnU-Net does not think of for several processes."""
+    dist.init_process_group("gloo", init_method=f"file://{root}/rendezvous", rank=rank, world_size=2)
+    nnunets_module.DDP = lambda network, device_ids: DistributedDataParallel(network)
+    plans, dataset_json = (json.loads((preprocessed / f"{name}.json").read_text()) for name in (PLANS, "dataset"))
+    settings = plans | {"continue_training": False}, CONFIGURATION, 0, dataset_json, torch.device("cpu")
+    made = trainer.nnUNetTrainerFreeTumor(*settings)
+    made.device = torch.device("cpu")
+    made.num_epochs, made.num_iterations_per_epoch, made.num_val_iterations_per_epoch = 1, 2, 1
+    made.perform_actual_validation = lambda *_: None
+    made.run_training()
+    weights = sum(float(parameter.detach().double().sum()) for parameter in made.network.parameters())
+    drawn = {name.split(":")[0] for name in made.get_tr_and_val_datasets()[0].identifiers}
+    (root / f"trained_{rank}.json").write_text(json.dumps([weights, sorted(drawn)]))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_several_processes_train_on_the_pool_together(place):
+    for seed in range(3):
+        place.add(f"u{seed}", *scan(seed))
+    assert place.run() == 0
+    multiprocessing.spawn(_train_rank, args=(place.root, place.dataset), nprocs=2)
+    one, other = (json.loads((place.root / f"trained_{rank}.json").read_text()) for rank in range(2))
+    assert one == other and one[1] == ["case_1", "unlabeled"]
+    (log,) = place.root.rglob("training_log*.txt")
+    assert "FreeTumor: 3 unlabeled cases beside 1 labeled ones" in log.read_text()
