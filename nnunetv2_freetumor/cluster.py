@@ -35,7 +35,8 @@ def run_cases(
         function: importable by name; it writes its case atomically and gives a small report. An error that it raises
             becomes the report of a failed case.
         orders: small, and can be pickled.
-        done: tells, in this process, whether an order's case is complete already.
+        done: tells, here and once more where the case is worked on, whether an order's case is complete already;
+            importable by name.
         scheduler: address or scheduler file of a dask cluster that runs already.
         workers: processes of this machine; by default one for each CPU core. One means: in this process.
         on_done: called in this process with every new report, as it comes in.
@@ -49,12 +50,18 @@ def run_cases(
     missing = [(i, order) for i, order in enumerate(orders) if i not in reports]
     if missing:
         with tqdm(total=len(orders), initial=len(reports), desc=title, unit="case") as progress:
-            for index, report in _crew(scheduler, workers, len(missing))(function, missing):
+            work = functools.partial(_unless_done, function, done)
+            for index, report in _crew(scheduler, workers, len(missing))(work, missing):
                 reports[index] = report
                 progress.update()
                 if on_done is not None:
                     on_done(report)
     return [reports[i] for i in range(len(orders))]
+
+
+def _unless_done(function: Callable[[Order], CaseReport], done: Callable[[Order], bool], order: Order) -> CaseReport:
+    """Look where the work is done, too: a cluster orders again what was done by a worker whose report died with it."""
+    return CaseReport(order.case, "done") if done(order) else function(order)
 
 
 def check_cluster(scheduler: str | None, workers: int | None) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from nnunetv2_freetumor import pool, pool_images
-from nnunetv2_freetumor.case_reports import EARLIER, CaseReport
+from nnunetv2_freetumor.case_reports import CaseReport
 from nnunetv2_freetumor.cases import Case
 from nnunetv2_freetumor.contents import content_hash
 from nnunetv2_freetumor.hosts import host_mask
@@ -16,7 +16,7 @@ from nnunetv2_freetumor.intensity import from_plans
 from nnunetv2_freetumor.pool_hosts import Masks, model_values, predict_masks, read_masks
 from nnunetv2_freetumor.pool_images import Unfit, Unusable
 from nnunetv2_freetumor.pool_labels import PoolLabels
-from nnunetv2_freetumor.pool_orders import Job, Order, Place, is_done, labeled, place_of, settings_of
+from nnunetv2_freetumor.pool_orders import Job, Order, Place, labeled, place_of, settings_of
 from nnunetv2_freetumor.pool_segmenter import load_model, predict_lesions
 from nnunetv2_freetumor.suspects import find_holes, find_islands, keep_places, take_out
 
@@ -26,12 +26,7 @@ TAKEN_OUT = "voxels taken out with their margin", "cases with voxels taken out"
 
 
 def add_case(order: Order) -> CaseReport:
-    """Add one CT to the pool; what cannot be used is skipped with the reason.
-
-    A case that is there already is left as it is: a cluster orders again what was done by a worker that died later.
-    """
-    if is_done(order):
-        return CaseReport(order.case, "done", EARLIER)
+    """Add one CT to the pool; what cannot be used is skipped with the reason."""
     job, place = order.job, place_of(order.job)
     settings = settings_of(order)  # before reading: files that change now are read again by the next run
     try:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from nnunetv2_freetumor import pool
-from nnunetv2_freetumor.case_reports import EARLIER, CaseReport
+from nnunetv2_freetumor.case_reports import CaseReport
 from nnunetv2_freetumor.pool_case import counted, milliliters, without
 from nnunetv2_freetumor.pool_images import Unusable
 from nnunetv2_freetumor.pool_orders import Job, place_of
@@ -25,8 +25,6 @@ def is_marked(order: MarkOrder) -> bool:
 
 def mark_case(order: MarkOrder) -> CaseReport:
     """Take what a model calls a lesion out of a pool case; what earlier looks have taken out stays out."""
-    if is_marked(order):
-        return CaseReport(order.case, "done", EARLIER)
     job, place = order.job, place_of(order.job)
     model = load_model(job.judge, job.device)
     record = pool.read_record(place.folder, order.case)

@@ -9,7 +9,7 @@ import torch
 
 from nnunetv2_freetumor import case_reports, cases, offline, synthetic_orders, synthetic_place, synthetic_splits
 from nnunetv2_freetumor.cluster import check_cluster, run_cases
-from nnunetv2_freetumor.synthetic_case import files_of, is_made, make_case, make_missing_case
+from nnunetv2_freetumor.synthetic_case import files_of, is_made, make_case
 from nnunetv2_freetumor.synthetic_orders import Orders, Wish
 from nnunetv2_freetumor.synthetic_place import SETTINGS, SPLITS, read_settings
 from nnunetv2_freetumor.synthetic_sources import Sources, from_dataset, from_folders
@@ -65,7 +65,7 @@ def synthesize_dataset(
     synthetic_place.copy_real_cases(sources, folder)
     if workers is None and scheduler is None and device == "cuda":
         workers = 1  # one process for a GPU
-    reports = run_cases(make_missing_case, orders.orders, is_made, scheduler, workers, title="planting")
+    reports = run_cases(make_case, orders.orders, is_made, scheduler, workers, title="planting")
     reports = [*sources.unusable, *reports]
     notes = _finish(sources, orders, folder, [] if edited else splits_at)
     notes += [f"{path} was changed by somebody and stays as it is." for path in edited]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from nnunetv2_freetumor import cases
-from nnunetv2_freetumor.case_reports import EARLIER, CaseReport
+from nnunetv2_freetumor.case_reports import CaseReport
 from nnunetv2_freetumor.cases import SLICE_AXIS, Case
 from nnunetv2_freetumor.contents import file_hash
 from nnunetv2_freetumor.generator_choice import Choice, build_generators
@@ -67,11 +67,6 @@ def files_of(order: SyntheticOrder) -> Files:
 def is_made(order: SyntheticOrder) -> bool:
     """Tell whether a case is complete."""
     return all(path.is_file() for path in files_of(order))
-
-
-def make_missing_case(order: SyntheticOrder) -> CaseReport:
-    """Make one case, unless it is there: a cluster orders again what was done by a worker that died later."""
-    return CaseReport(order.case, "done", EARLIER) if is_made(order) else make_case(order)
 
 
 def make_case(order: SyntheticOrder) -> CaseReport:

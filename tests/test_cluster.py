@@ -79,6 +79,15 @@ def test_what_is_done_is_not_done_again(tmp_path):
     assert told == reports[2:] and exit_code(reports) == 0
 
 
+def test_a_case_that_is_ordered_again_while_it_is_worked_on_is_done_once(tmp_path):
+    """As dask orders it, where a worker dies after the case and before its report is read."""
+    (order,) = make_orders(tmp_path, 1)
+    reports = run_cases(work, [order, order], is_done, workers=1)
+    assert len(starts(tmp_path)) == 1
+    assert [(report.state, report.reason) for report in reports] == [("done", "")] * 2
+    assert [report.counts.get("voxels") for report in reports] == [3.0, None]
+
+
 def test_reports_are_summed_up():
     reports = [
         CaseReport("a", "done", counts={"voxels": 2, "peak_mib": 5}),

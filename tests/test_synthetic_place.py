@@ -12,7 +12,6 @@ from test_learned import lite, make_card
 
 from nnunetv2_freetumor import planning, synthetic_case, synthetic_orders, synthetic_place
 from nnunetv2_freetumor import synthesize_dataset as command
-from nnunetv2_freetumor.case_reports import CaseReport
 from nnunetv2_freetumor.cases import read_case, read_label
 from nnunetv2_freetumor.fingerprint import measure_dataset
 from nnunetv2_freetumor.synthesize_dataset import synthesize_dataset
@@ -167,14 +166,6 @@ def order_of(folder, folders, generator="texture"):
     """Order the first case once more."""
     source = folder / "provenance" / "synthetic_a_00.json"
     return synthetic_orders.order_again(str(source), str(folder), folders["images"], folders["hosts"], generator)
-
-
-def test_a_case_that_a_cluster_orders_again_is_left_as_it_is(folders, tmp_path):
-    folder, _ = make(tmp_path, **folders, **FOLDER_SETTINGS)
-    order = order_of(folder, folders)
-    before = [path.stat().st_mtime_ns for path in synthetic_case.files_of(order)]
-    assert synthetic_case.make_missing_case(order) == CaseReport("synthetic_a_00", "done", "by an earlier run")
-    assert [path.stat().st_mtime_ns for path in synthetic_case.files_of(order)] == before
 
 
 def test_a_generator_file_that_is_replaced_during_a_run_fails_its_cases(folders, tmp_path):

@@ -226,16 +226,6 @@ def test_a_worker_that_outlives_a_run_works_with_the_plans_and_cases_of_the_next
     ]
 
 
-def test_a_case_that_a_cluster_orders_again_is_left_as_it_is(place):
-    place.add("a", *scan(1))
-    assert place.run() == 0
-    job = pool_orders.Job(str(place.dataset), PLANS, CONFIGURATION, hosts=str(place.hosts), tumor_free=True)
-    order = pool_orders.Order("a", str(place.images / "a.nii.gz"), job)
-    times = {path: path.stat().st_mtime_ns for path in pool.files_of(place.pool, "a")}
-    assert pool_case.add_case(order)[1:3] == ("done", "by an earlier run")
-    assert {path: path.stat().st_mtime_ns for path in pool.files_of(place.pool, "a")} == times
-
-
 def label_one(place, image):
     """Make a labeled case of a scan."""
     shutil.copy(place.images / f"{image}.nii.gz", place.root / "raw" / DATASET / "imagesTr" / "case_2_0000.nii.gz")
