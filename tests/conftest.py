@@ -1,5 +1,7 @@
 """Shared fixtures; every annotated shape in the package is checked while the tests run."""
 
+import os
+import random
 from typing import NamedTuple
 
 from jaxtyping import install_import_hook
@@ -7,6 +9,7 @@ from jaxtyping import install_import_hook
 # an int where a float is asked for passes here as it passes mypy
 install_import_hook("nnunetv2_freetumor", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -19,6 +22,15 @@ class OrganPhantom(NamedTuple):
     image: torch.Tensor  # float32
     label: torch.Tensor  # int16: 0 background, 1 organ
     spacing_mm: tuple[float, float, float]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Start every test from the same random state: nnU-Net's loaders draw from these (another one: TEST_SEED)."""
+    seed = int(os.environ.get("TEST_SEED", "20240"))
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

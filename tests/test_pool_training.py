@@ -1,6 +1,7 @@
 """Training on the pool as well: shares, validation, and voxels that carry no loss."""
 
 import functools
+import itertools
 import json
 import pickle
 from pathlib import Path
@@ -308,6 +309,10 @@ def test_a_generator_trains_on_the_pools_organs_too(place):
     assert training.load_case("unlabeled:u0")[1][0].max() == 3
 
 
+def _of_pool(batch):
+    return [index for index, key in enumerate(batch["keys"]) if str(key).startswith(pool.MARK)]
+
+
 def test_a_generator_plants_into_the_pools_organs_and_its_card_says_so(place):
     fill(place)
     changes = {"side_voxels": [16, 16, 16], "lesions_per_step": 2, "validation_iterations": 1, "judge_weight": 0.0}
@@ -315,11 +320,10 @@ def test_a_generator_plants_into_the_pools_organs_and_its_card_says_so(place):
     made.num_iterations_per_epoch = 2
     made.on_train_start()
     made.on_train_epoch_start()
-    batches = [next(made.dataloader_train) for _ in range(12)]
-    with_pool = [any(str(key).startswith(pool.MARK) for key in batch["keys"]) for batch in batches]
-    made.train_step(batches[with_pool.index(False)])  # a generator needs to have met a real tumor
-    alone = batches[with_pool.index(True)]
-    of_pool = [index for index, key in enumerate(alone["keys"]) if str(key).startswith(pool.MARK)]
+    # which cases a batch holds is drawn: go on until there is one
+    drawn = ((batch, _of_pool(batch)) for batch in itertools.islice(made.dataloader_train, 1000))
+    made.train_step(next(batch for batch, of_pool in drawn if not of_pool))  # it needs to have met a real tumor
+    alone, of_pool = next((batch, of_pool) for batch, of_pool in drawn if of_pool)
     only = {name: alone[name][of_pool] for name in ("data", "target")}
     assert not (only["target"] == 2).any()  # no real tumor there
     before = made._terms.steps
