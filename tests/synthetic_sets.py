@@ -12,15 +12,16 @@ NAME = "Dataset901_Planted"
 FOLDER_SETTINGS = {"prior": "liver", "host": [1], "tumor": 2, "lesions": 1, "workers": 1}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def environment(tmp_path, monkeypatch):
+    """Give the test folders of its own."""
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     monkeypatch.setattr(fingerprint, "default_num_processes", 1)
 
 
 @pytest.fixture
-def dataset(tmp_path):
+def dataset(tmp_path, environment):
     """Five cases with an organ and two real tumors each."""
     return Folders(tmp_path).add_organs(5).plan()
 

@@ -105,7 +105,7 @@ def test_a_samples_output_does_not_depend_on_its_neighbors(published, rng):
     batch = image(rng)
     with torch.inference_mode():
         singles = torch.cat([network(batch[:1]), network(batch[1:])])
-        torch.testing.assert_close(network(batch), singles, rtol=0, atol=1e-5)
+        torch.testing.assert_close(network(batch), singles, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("prefix", ["netG.", "module.netG.", "netG.module.", ""])

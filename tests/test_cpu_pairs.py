@@ -33,7 +33,7 @@ def test_a_single_patch_is_computed_as_a_pair_and_gives_the_same():
     network, patch = Network(deep=False).eval(), torch.randn(1, 1, 6, 8, 8)
     expected, weights = network(patch), list(network.state_dict())
     paired = compute_in_pairs(network)
-    assert torch.allclose(paired(patch), expected, atol=1e-6) and paired(patch).shape == expected.shape
+    assert torch.allclose(paired(patch), expected, atol=1e-5) and paired(patch).shape == expected.shape
     assert seen[-1] == 2
     assert list(paired.state_dict()) == weights
 

@@ -271,8 +271,8 @@ def test_a_batch_equals_its_singles_with_a_judge(organ_phantom):
         single = synthesizer(image[i : i + 1], label[i : i + 1], draw.sample(i))
         assert torch.equal(single.image[0], whole.image[i]) and torch.equal(single.label[0], whole.label[i])
         shares = [lesion.recognized for lesion in whole.lesions if lesion.sample == i]
-        assert [torch.equal(a.recognized, b) for a, b in zip(single.lesions, shares, strict=True)] == [True] * len(
-            shares
+        assert [float(lesion.recognized) for lesion in single.lesions] == pytest.approx(
+            list(map(float, shares)), abs=5e-3
         )
 
 

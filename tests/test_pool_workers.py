@@ -14,6 +14,7 @@ from nnunetv2_freetumor.pool_orders import is_done
 from nnunetv2_freetumor.unlabeled import add_unlabeled_command
 
 pytest_plugins = ["cluster_work", "pools"]
+pytestmark = pytest.mark.usefixtures("time_limit")
 needs_dask = pytest.mark.skipif(
     importlib.util.find_spec("distributed") is None, reason="the extra [cluster] is missing"
 )

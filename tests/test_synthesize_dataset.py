@@ -27,6 +27,7 @@ from nnunetv2_freetumor.trainer import nnUNetTrainerFreeTumor
 from nnunetv2_freetumor.weights import save_generator
 
 pytest_plugins = ["synthetic_sets"]
+pytestmark = pytest.mark.usefixtures("environment")
 needs_dask = pytest.mark.skipif(
     importlib.util.find_spec("distributed") is None, reason="the extra [cluster] is missing"
 )

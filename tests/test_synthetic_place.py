@@ -19,6 +19,7 @@ from nnunetv2_freetumor.synthetic_sources import from_folders
 from nnunetv2_freetumor.weights import save_generator
 
 pytest_plugins = ["synthetic_sets"]
+pytestmark = pytest.mark.usefixtures("environment")
 FROM_DATASET = {"dataset": "101", "lesions": 1, "workers": 1}
 
 
