@@ -12,6 +12,7 @@ from nnunetv2_freetumor.synthetic_names import source_of
 EARLIER = "by an earlier run"
 PEAK = "peak_"  # counts whose largest value matters, not their sum
 SHOWN_CASES = 3  # of each reason
+_NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
 
 
 class CaseReport(NamedTuple):
@@ -38,7 +39,7 @@ def summary_lines(reports: Sequence[CaseReport]) -> list[str]:
     earlier = sum(report.reason == EARLIER for report in reports)
     done = f"{states['done']} done" + (f" ({earlier} {EARLIER})" if earlier else "")
     lines = [f"{len(reports)} case(s): {done}, {states['skipped']} skipped, {states['failed']} failed."]
-    lines += [f"  {name}: {value:g}" for name, value in _sums(reports).items()]
+    lines += [f"  {name}: {value:.10g}" for name, value in _sums(reports).items()]
     for state in ("skipped", "failed"):
         for reason, cases in _by_reason(reports, state).items():
             named = ", ".join(cases[:SHOWN_CASES]) + (" ..." if len(cases) > SHOWN_CASES else "")
@@ -60,12 +61,16 @@ def _sums(reports: Sequence[CaseReport]) -> dict[str, float]:
 
 
 def _by_reason(reports: Sequence[CaseReport], state: str) -> dict[str, list[str]]:
-    """Gather the cases of each reason; file names are made alike in it, so that like reasons come together."""
+    """Gather the cases of each reason, in the first one's words: reasons that differ in names and numbers are alike."""
     cases: dict[str, list[str]] = {}
+    words: dict[str, str] = {}
     for report in reports:
         if report.state == state:
             names = "|".join(re.escape(name) for name in (report.case, source_of(report.case)))
-            reason = re.sub(rf"(?<![A-Za-z0-9])({names})(?=_\d{{4}}\.|\.\w|/)", "CASE", report.reason)
+            reason = re.sub(
+                rf"(?<![A-Za-z0-9])({names})(?=_\d{{4}}\.|\.\w|/)|(?<=/)({names})(?=[\s:,;]|$)", "CASE", report.reason
+            )
+            reason = words.setdefault(_NUMBER.sub("#", reason), reason)
             cases.setdefault(reason, []).append(report.case)
     return cases
 

@@ -70,7 +70,7 @@ def read_case(path: str | Path) -> Case:
             f"{image.GetNumberOfComponentsPerPixel()} value(s) per voxel. Split it into single volumes."
         )
     case = from_image(image, path)
-    if path.name.endswith(NIFTI_ENDINGS):
+    if path.name.lower().endswith(NIFTI_ENDINGS):
         _check_complete(path)
     check_finite(case.array, case.path)
     return case
@@ -199,7 +199,7 @@ def _check_complete(path: Path) -> None:
 
 def _unpacked_bytes(path: Path, expected: int) -> int:
     """Count a file's bytes as they are after unpacking; gzip writes their number at the end of a file."""
-    if path.suffix != ".gz":
+    if path.suffix.lower() != ".gz":
         return path.stat().st_size
     with path.open("rb") as file:
         file.seek(-4, os.SEEK_END)
@@ -218,7 +218,7 @@ def check_finite(array: np.ndarray, path: Path) -> None:
     Raises:
         ValueError: names the file, how many there are and where the first one is.
     """
-    if path.name.endswith(NIFTI_ENDINGS):  # SimpleITK reads their NaN and infinite voxels as 0
+    if path.name.lower().endswith(NIFTI_ENDINGS):  # SimpleITK reads their NaN and infinite voxels as 0
         image = nibabel.Nifti1Image.from_filename(path)
         if image.get_data_dtype().kind != "f":
             return

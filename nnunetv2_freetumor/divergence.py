@@ -36,5 +36,6 @@ def message(problem: str, epoch: int, weights: str, good_epoch: int | None) -> s
     left = f"The weights of epoch {good_epoch} are in {weights}." if good_epoch is not None else "No weights were kept."
     return (
         f"FreeTumor generator: training diverged in epoch {epoch}: {problem}. {left} Lower generator_rate or "
-        "critic_rate, or raise r1_weight, under 'recipe_changes' in the plans' freetumor section, and train anew."
+        "critic_rate, or raise r1_weight, under 'recipe_changes' in the plans' freetumor section, and train anew. "
+        "'generator': auto passes over weights of a training that has not ended; name their file to use them."
     )

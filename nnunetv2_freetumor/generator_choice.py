@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from nnunetv2_freetumor.cards import Card
+from nnunetv2_freetumor.frozen_segmenter import CHECKPOINT
 from nnunetv2_freetumor.generators import Generator, TextureGenerator
 from nnunetv2_freetumor.learned import LearnedGenerator
 from nnunetv2_freetumor.plan import Section, Target
@@ -101,10 +102,16 @@ def _choose(section: Section, target: Target, plans: dict[str, Any], configurati
         return ASKED_FOR
     if section.generator != "auto":
         return _named(section.generator, target)
-    own = _own(plans, configuration, fold)
+    files = _own_files(plans, configuration, fold)
+    ended = [file for file in files if (file.parent / CHECKPOINT).is_file()]
+    own = _own(ended, plans, configuration, fold) if ended else None
     if own is not None and target.prior.name in own.card.hosts:
         return own
-    return _installed(target.prior.name) or _why_texture(target.prior.name, own, fold)
+    passed = "" if ended or not files else f"; passed over: {files[0]}, whose training has not ended"
+    found = _installed(target.prior.name)
+    if found is not None:
+        return found._replace(reason=found.reason + passed)
+    return _why_texture(target.prior.name, own, fold) + passed
 
 
 def _named(name: str, target: Target) -> _Found:
@@ -122,21 +129,20 @@ def _named(name: str, target: Target) -> _Found:
     return _Found(path, card, ASKED_FOR)
 
 
-def _own(plans: dict[str, Any], configuration: str, fold: Fold) -> _Found | None:
-    """Find the generator trained for this dataset and fold: by the plain class if there is one, else the newest."""
+def _own_files(plans: dict[str, Any], configuration: str, fold: Fold) -> list[Path]:
+    """List the generators that were, or are being, trained for this dataset and fold."""
     results = os.environ.get(_RESULTS)
     if not (plans and results):
-        return None
+        return []
     ending = f"__{plans['plans_name']}__{configuration}"
     pattern = f"{TRAINER}*{ending}/fold_{'*' if fold is None else fold}/{FILE}"
-    files = [
-        path
-        for path in (Path(results) / plans["dataset_name"]).glob(pattern)
-        if _LENGTHS.fullmatch(path.parts[-3].removesuffix(ending))
-    ]
-    if not files:
-        return None
-    plain = f"{TRAINER}{ending}"
+    found = sorted((Path(results) / plans["dataset_name"]).glob(pattern))
+    return [path for path in found if _LENGTHS.fullmatch(path.parts[-3].removesuffix(ending))]
+
+
+def _own(files: Sequence[Path], plans: dict[str, Any], configuration: str, fold: Fold) -> _Found:
+    """Choose among a dataset's own generators: by the plain class if there is one, else the newest."""
+    plain = f"{TRAINER}__{plans['plans_name']}__{configuration}"
     path = max(files, key=lambda file: (fold is not None and file.parts[-3] == plain, file.stat().st_mtime_ns))
     where = f"{plans['dataset_name']}, {plans['plans_name']}, {configuration}"
     newest = "the newest of all folds, " if fold is None else ""

@@ -4,6 +4,7 @@ A case is there when its record is there; the record is written last. The folder
 that it was made for. Nothing here is ever used for validation.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,13 +18,17 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_freetumor.cases import replacing_all, write_json
 from nnunetv2_freetumor.contents import compared_cases, read_contents
-from nnunetv2_freetumor.plan import plans_hash
 
 STAMP, RECORDS, UNFINISHED = "stamp.json", "records", ".unfinished-*"
 CONTENTS = "labeled_contents.json"  # hashes of the labeled images that the pool was compared with
 MARK = "unlabeled:"  # begins the identifiers of pool cases in a training set; no file name of a labeled case has it
 LARGEST_SHARE = 0.5  # of each batch, unless the section says otherwise
 _FINE, _COARSE = 10, 1  # copies of the identifiers that are repeated less
+_OF_PLANS = ("transpose_forward", "image_reader_writer", "foreground_intensity_properties_per_channel")
+_OF_CONFIGURATION = (
+    "preprocessor_name spacing normalization_schemes use_mask_for_norm resampling_fn_data resampling_fn_data_kwargs "
+    "resampling_fn_seg resampling_fn_seg_kwargs"
+).split()
 
 
 class Record(NamedTuple):
@@ -43,6 +48,7 @@ class Pool(NamedTuple):
     folder: Path
     cases: tuple[str, ...]
     waiting: int  # cases that nobody has looked at for tumors
+    again: int  # cases that hold the same scan as another one
     counts: dict[str, float]
 
 
@@ -105,26 +111,26 @@ def ignore_value(dataset_json: dict[str, Any]) -> int:
     return max(max(value) if isinstance(value, list | tuple) else int(value) for value in labels.values()) + 1
 
 
-def start_pool(folder: Path, plans: dict[str, Any], dataset_json: dict[str, Any]) -> None:
-    """Make and stamp the pool's folder, or check the stamp that is there.
-
-    Raises:
-        ValueError: the pool was made for other plans or labels.
-    """
-    (folder / RECORDS).mkdir(parents=True, exist_ok=True)
-    if (folder / STAMP).is_file():
-        check_stamp(folder, plans, dataset_json)
-    else:
-        write_json(_stamp(plans, dataset_json), folder / STAMP)
+def preprocessing_hash(plans: dict[str, Any], configuration: str) -> str:
+    """Hash what a configuration's preprocessed arrays depend on; plans that share arrays have the same."""
+    settings = PlansManager(plans).get_configuration(configuration).configuration
+    parts = {name: plans.get(name) for name in _OF_PLANS} | {name: settings.get(name) for name in _OF_CONFIGURATION}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check_stamp(folder: Path, plans: dict[str, Any], dataset_json: dict[str, Any]) -> None:
+def write_stamp(folder: Path, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> None:
+    """Stamp the pool's folder, which makes it one."""
+    write_json(_stamp(plans, configuration, dataset_json), folder / STAMP)
+
+
+def check_stamp(folder: Path, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> None:
     """Refuse a pool that was made for other plans or labels.
 
     Raises:
         ValueError: names the folder, what differs and the way out.
     """
-    found, wanted = json.loads((folder / STAMP).read_text(encoding="utf-8")), _stamp(plans, dataset_json)
+    found = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+    wanted = _stamp(plans, configuration, dataset_json)
     different = [name for name in wanted if found.get(name) != wanted[name]]
     if different:
         changes = "; ".join(f"{name} {found.get(name)} there, {wanted[name]} now" for name in different)
@@ -134,26 +140,34 @@ def check_stamp(folder: Path, plans: dict[str, Any], dataset_json: dict[str, Any
         )
 
 
-def _stamp(plans: dict[str, Any], dataset_json: dict[str, Any]) -> dict[str, Any]:
-    return {"plans_hash": plans_hash(plans), "labels": dataset_json["labels"], "ignore": ignore_value(dataset_json)}
+def _stamp(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> dict[str, Any]:
+    labels = {"labels": dataset_json["labels"], "ignore": ignore_value(dataset_json)}
+    return {"plans_hash": preprocessing_hash(plans, configuration)} | labels
 
 
-def open_pool(folder: Path, plans: dict[str, Any], dataset_json: dict[str, Any]) -> Pool | None:
-    """List the pool's cases; None where there is no pool.
+def open_pool(folder: Path, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> Pool | None:
+    """List the pool's cases, a scan that has several names once; None where there is no pool.
 
     Raises:
-        ValueError: it was made for other plans or labels.
+        ValueError: it was made for other plans or labels, or it is not known what it was compared with.
     """
     if not (folder / STAMP).is_file():
         return None
-    check_stamp(folder, plans, dataset_json)
+    check_stamp(folder, plans, configuration, dataset_json)
+    if not (folder / CONTENTS).is_file():
+        raise ValueError(
+            f"The unlabeled pool {folder} has lost {CONTENTS}, which tells what it was compared with. Give the last "
+            "'nnUNetv2_freetumor add-unlabeled' command again: it makes that file, and no case again."
+        )
     contents = read_contents(folder / CONTENTS)
     records = [record for record in read_records(folder) if record.content not in contents]
-    used = [record for record in records if record.cleared]
+    used = {record.content: record for record in reversed(records) if record.cleared}  # the first of each scan
+    waiting = {record.content for record in records} - set(used)
     counts: Counter[str] = Counter()
-    for record in used:
+    for record in used.values():
         counts.update(record.counts)
-    return Pool(folder, tuple(record.case for record in used), len(records) - len(used), dict(counts))
+    cases = tuple(sorted(record.case for record in used.values()))
+    return Pool(folder, cases, len(waiting), len(records) - len(used) - len(waiting), dict(counts))
 
 
 def check_compared(folder: Path, labeled: Iterable[str]) -> None:

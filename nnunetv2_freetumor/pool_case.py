@@ -63,9 +63,13 @@ def _cleared(job: Job, place: Place) -> str:
         return load_model(job.judge, job.device).name
     if job.tumor_free:
         return TUMOR_FREE
-    if job.host_model_looks and model_lesions(job, place.labels):
-        return load_model(job.host_model, job.device).name
-    return ""
+    return load_model(job.host_model, job.device).name if cleared_by_host_model(job, place.labels) else ""
+
+
+def cleared_by_host_model(job: Job, known: PoolLabels) -> bool:
+    """Tell whether it is the host model that has looked for tumors, as nobody else has."""
+    asked = job.judge or job.tumor_free
+    return bool(not asked and job.host_model and job.host_model_looks and model_lesions(job, known))
 
 
 def model_lesions(job: Job, known: PoolLabels) -> frozenset[int]:
@@ -76,6 +80,8 @@ def model_lesions(job: Job, known: PoolLabels) -> frozenset[int]:
 
 def _check_name(order: Order, folder: Path, content: str) -> None:
     """Keep a scan from taking the place of another one of the same name."""
+    if order.case.endswith("_seg"):
+        raise Unusable(pool_images.NAME_TAKEN, "nnU-Net calls label maps NAME_seg; rename the file")
     there = pool.read_record(folder, order.case)
     if there is not None and there.source != order.image and there.content != content:
         raise Unusable(pool_images.NAME_TAKEN, f"{there.source} is another scan of that name; rename one of the files")
@@ -160,7 +166,7 @@ def _find_hosts(order: Order, place: Place, image: Case) -> Masks:
     if job.host_model:
         return predict_masks(load_model(job.host_model, job.device), image, place.labels, dict(job.name_map))
     if job.hosts:
-        return read_masks(Path(job.hosts), order.case, image, place.labels, dict(job.name_map), job.alone)
+        return read_masks(Path(job.hosts), order.masks, image, place.labels, dict(job.name_map))
     return Masks(np.zeros(image.array.shape, dtype=np.int16), frozenset())
 
 

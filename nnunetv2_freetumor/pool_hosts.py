@@ -1,17 +1,16 @@
 """Host masks for CT without labels: files of the same name, TotalSegmentator's folders, or a trained model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from nnunetv2_freetumor.cases import ENDINGS, Case, check_same_geometry, read_label
-from nnunetv2_freetumor.pool_images import GEOMETRY, NO_MASK, UNREADABLE, Unusable
+from nnunetv2_freetumor.pool_images import GEOMETRY, MASK_FOLDER, NO_MASK, UNREADABLE, Unusable
 from nnunetv2_freetumor.pool_labels import PoolLabels, annotated_values, value_for
 from nnunetv2_freetumor.pool_segmenter import Model, predict_labels
 
-BELOW = "segmentations"  # where the masks of a case's folder may lie, too
 LABEL_MAP = None  # a file that holds several labels
 
 
@@ -24,17 +23,25 @@ class Masks(NamedTuple):
 
 
 def read_masks(
-    folder: Path, case: str, image: Case, known: PoolLabels, name_map: Mapping[str, str], alone: bool = False
+    folder: Path, names: Sequence[str], image: Case, known: PoolLabels, name_map: Mapping[str, str]
 ) -> Masks:
-    """Read a case's masks: one label map `CASE.nii.gz`, or a folder `CASE` with one mask file for each organ.
+    """Read a case's masks: one label map `NAME.nii.gz`, or a folder `NAME` with one mask file for each organ.
+
+    Args:
+        folder: with all masks.
+        names: that this case's may have there, see `mask_files`.
+        image: the case.
+        known: the dataset's labels.
+        name_map: names or values of masks to labels of the dataset.
 
     Raises:
         Unusable: there are none, they cannot be read, or do not lie on the image's grid.
         ValueError: the name map names a label that the dataset has not.
     """
-    files = mask_files(folder, case, known, name_map, alone)
+    files = mask_files(folder, names, image.path, known, name_map)
     if not files:
-        raise Unusable(NO_MASK, f"neither {folder / case}.nii.gz nor {folder / case}/ORGAN.nii.gz names a host")
+        at = folder / names[0]
+        raise Unusable(NO_MASK, f"neither {at}.nii.gz nor {at}/ORGAN.nii.gz names a host")
     single = next((path for path, value in files.items() if value is LABEL_MAP), None)
     if single is not None:
         return _from_values(_read(single, image), single, known, name_map)
@@ -42,19 +49,22 @@ def read_masks(
 
 
 def mask_files(
-    folder: Path, case: str, known: PoolLabels, name_map: Mapping[str, str], alone: bool = False
+    folder: Path, names: Sequence[str], image: str | Path, known: PoolLabels, name_map: Mapping[str, str]
 ) -> dict[Path, int | None]:
     """List a case's mask files and the label that each stands for; one label map stands for all of its own.
 
-    Those of a case that is alone may lie in the folder itself.
+    The first of the names that leads to a label map or to a folder with masks of known labels counts. The image itself
+    is never its own label map.
 
     Raises:
         ValueError: the name map names a label that the dataset has not.
     """
-    single = next((path for ending in ENDINGS if (path := folder / f"{case}{ending}").is_file()), None)
+    endings = [*ENDINGS, *map(str.upper, ENDINGS)]
+    maps = (folder / f"{name}{ending}" for name in names for ending in endings)
+    single = next((path for path in maps if path.is_file() and path != Path(image)), None)
     if single is not None:
         return {single: LABEL_MAP}
-    for place in [folder / case, folder / case / BELOW, *[folder] * alone]:
+    for place in (folder / name / below for name in names for below in ("", MASK_FOLDER)):
         found = {path: value_for(name, known, name_map) for name, path in _files_in(place)}
         wanted = {path: value for path, value in found.items() if value is not None}
         if wanted:
@@ -64,9 +74,9 @@ def mask_files(
 
 def _files_in(folder: Path) -> Iterable[tuple[str, Path]]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
+        ending = next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), None)
         if ending:
-            yield path.name.removesuffix(ending), path
+            yield path.name[: -len(ending)], path
 
 
 def _read(path: Path, image: Case) -> np.ndarray:
@@ -95,6 +105,10 @@ def _from_values(array: np.ndarray, path: Path, known: PoolLabels, name_map: Map
     present = {int(value) for value in np.unique(array)} - {0}
     given = {int(key): known.named(name) for key, name in name_map.items() if key.isdigit()}
     own = frozenset().union(*(label.values for label in known.labels), {known.ignore})
+    if name_map and not given:
+        raise Unusable(
+            NO_MASK, f'{path} is a label map, and --name-map names none of its values, as {{"5": "liver"}} does'
+        )
     meaning = given or {value: value for value in present}
     label = np.zeros(array.shape, dtype=np.int16)
     for value in present & set(meaning):

@@ -17,6 +17,7 @@ NOT_CT, WRONG_HU, NO_HOST = "not CT", "wrong HU", "no host in view"
 UNREADABLE, GEOMETRY, NO_MASK = "unreadable", "geometry mismatch", "no host mask"
 DUPLICATE, NAME_TAKEN = "duplicate of a labeled case", "name taken"
 NO_IMAGES = ("DICOMDIR",)  # begin as DICOM files do
+MASK_FOLDER = "segmentations"  # beside an image: holds its masks, as in TotalSegmentator's data set
 FAT_HU = -100.0  # every CT of a body holds voxels below this
 SHIFTED_HU = (900.0, 1600.0)  # organs in files that hold HU + 1024
 MARGIN_HU = 100.0  # around the plans' window, for the median of an organ
@@ -42,23 +43,27 @@ def duplicate_of(labeled: str) -> Unfit:
 
 
 class ImageFile(NamedTuple):
-    """An image and the name of its case."""
+    """An image, the name of its case, and the names that its masks may have below their folder."""
 
     case: str
     path: str
+    masks: tuple[str, ...]
 
 
 def find_images(images: str | Path) -> list[ImageFile]:
     """List the images in a folder and below it, or one image, each under the name of its file.
 
-    Folders with DICOM files count as one image each. Images that have the same name go by their path.
+    Folders with DICOM files count as one image each. Images that have the same name go by their path. Links are
+    followed; what lies in folders called `segmentations` is masks.
 
     Raises:
         ValueError: there are none.
     """
     root = Path(images)
     if root.is_file():
-        return [ImageFile(case_name(root), str(root))]
+        return [ImageFile(case_name(root), str(root), (case_name(root), "."))]
+    if not root.is_dir():
+        raise ValueError(f"-i must be an image or a folder with images, but {root} is not there.")
     found = sorted(_walk(root))
     if not found:
         raise ValueError(
@@ -69,7 +74,20 @@ def find_images(images: str | Path) -> list[ImageFile]:
     by_path = ["_".join((path.relative_to(root).parent / name).parts) for path, name in zip(found, names)]
     cases = _where_several(by_path, names)
     marks = [f"{case}_{zlib.crc32(str(path.relative_to(root)).encode()):08x}" for case, path in zip(cases, found)]
-    return [ImageFile(case, str(path)) for case, path in zip(_where_several(marks, cases), found)]
+    together = Counter(path.parent for path in found)
+    return [
+        ImageFile(
+            case, str(path), _mask_names(case, path.relative_to(root), together[path.parent] == 1, len(found) == 1)
+        )
+        for case, path in zip(_where_several(marks, cases), found)
+    ]
+
+
+def _mask_names(case: str, path: Path, one_in_folder: bool, only_one: bool) -> tuple[str, ...]:
+    """Name a case's masks: as the case, at the image's own place, as its folder; those of an only image, anyhow."""
+    names = [case, (path.parent / case_name(path)).as_posix()]
+    names += [path.parent.as_posix()] * (one_in_folder and path.parent != Path()) + ["."] * only_one
+    return tuple(dict.fromkeys(names))
 
 
 def _where_several(longer: list[str], names: list[str]) -> list[str]:
@@ -79,7 +97,14 @@ def _where_several(longer: list[str], names: list[str]) -> list[str]:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    for folder, _, files in os.walk(root):
+    walked = set()
+    for folder, below, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in walked:  # links may lead in a circle
+            below.clear()
+            continue
+        walked.add(real)
+        below[:] = sorted(name for name in below if name != MASK_FOLDER)
         volumes = [name for name in files if name.lower().endswith(ENDINGS)]
         yield from (Path(folder) / name for name in volumes)
         others = sorted(name for name in files if name not in NO_IMAGES and not name.startswith("."))

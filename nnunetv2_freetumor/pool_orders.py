@@ -29,7 +29,6 @@ class Job(NamedTuple):
     judge: str = ""
     models: tuple[str, ...] = ()  # names of host model and judge: one that was trained on is another one
     host_model_looks: bool = False  # the host model has learned what a tumor is
-    alone: bool = False  # there is only one image
     device: str = ""  # of the models; each worker chooses without one
 
 
@@ -38,6 +37,7 @@ class Order(NamedTuple):
 
     case: str
     image: str
+    masks: tuple[str, ...]  # names that its masks may have
     job: Job
 
 
@@ -78,7 +78,9 @@ def place_of(job: Job) -> Place:
 def settings_of(order: Order) -> str:
     """Say what a case's files depend on beside the plans: options, models, and the state of image and masks."""
     job, place = order.job, place_of(order.job)
-    masks = mask_files(Path(job.hosts), order.case, place.labels, dict(job.name_map), job.alone) if job.hosts else {}
+    name_map, masks = dict(job.name_map), dict[Path, int | None]()
+    if job.hosts:
+        masks = mask_files(Path(job.hosts), order.masks, order.image, place.labels, name_map)
     files = [path for path in (Path(order.image), *masks) if path.exists()]
     options = [job.hosts, job.host_model, job.name_map, job.annotates, job.tumor_free, job.judge, job.models]
     return json.dumps([options, [str(path) for path in files], state_of(*files)])

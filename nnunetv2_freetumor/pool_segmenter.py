@@ -16,7 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_freetumor.cases import Case
 from nnunetv2_freetumor.contents import FileStates, state_of
 from nnunetv2_freetumor.frozen_segmenter import CHECKPOINT, load_segmenter
-from nnunetv2_freetumor.plan import plans_hash
+from nnunetv2_freetumor.pool import preprocessing_hash
 from nnunetv2_freetumor.pool_images import in_readers_orientation, orientation_of, reoriented
 from nnunetv2_freetumor.pool_training import PoolMixin
 from nnunetv2_freetumor.segmenter import FrozenSegmenter
@@ -77,7 +77,8 @@ def check_judge(model: Model, plans: dict[str, Any], configuration: str, lesions
     Raises:
         ValueError: says which, and which model to train instead.
     """
-    if plans_hash(model.plans) != plans_hash(plans) or model.configuration != configuration:
+    made_for, seen = preprocessing_hash(plans, configuration), preprocessing_hash(model.plans, model.configuration)
+    if made_for != seen:
         raise ValueError(
             f"The model {model.segmenter.name} was trained with other plans or another configuration than the pool's "
             f"({plans['plans_name']}, {configuration}). Train one with these:\n  nnUNetv2_train "

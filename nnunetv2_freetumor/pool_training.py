@@ -116,9 +116,11 @@ class PoolMixin(nnUNetTrainer):
         return plan.read_section(self.plans_manager.plans[plan.SECTION]).unlabeled_share
 
     def _open_pool(self) -> Pool | None:
+        if self._share_setting() == 0:
+            return None
         plans = self.plans_manager.plans
         folder = pool_folder(self.preprocessed_dataset_folder_base, plans, self.configuration_name)
-        found = open_pool(folder, plans, self.dataset_json)
+        found = open_pool(folder, plans, self.configuration_name, self.dataset_json)
         if found is None:
             return None
         if found.waiting:
@@ -127,7 +129,7 @@ class PoolMixin(nnUNetTrainer):
                 f"them. Run 'nnUNetv2_freetumor add-unlabeled -d {plans['dataset_name']} -p {plans['plans_name']} -c "
                 f"{self.configuration_name} --mark-suspects MODEL_FOLDER' with a model trained on this dataset."
             )
-        return found if found.cases and self._share_setting() != 0 else None
+        return found if found.cases else None
 
     def _loss_with_ignore(self) -> nn.Module:
         """Build nnU-Net's loss as for a dataset with an ignore label; without ignored voxels it is the same loss."""

@@ -26,18 +26,38 @@ def take_out(label: np.ndarray, marked: np.ndarray, ignore: int, spacing_mm: Seq
 
 
 def find_holes(label: np.ndarray, hosts: Sequence[int], ignore: int, spacing_mm: Sequence[float]) -> np.ndarray:
-    """Mark what the hosts enclose and no label claims, where it is larger than a ball of 3 mm."""
+    """Mark what the hosts enclose and no label claims, where it is larger than a ball of 3 mm.
+
+    What they enclose in the scan's outermost slices counts: a scan may begin in the middle of an organ.
+    """
     holes = np.zeros(label.shape, dtype=bool)
     host = np.isin(label, list(hosts))
     if not host.any():
         return holes
     box = bounding_box_to_slice(get_bbox_from_mask(host))
     open_ = np.isin(label[box], [0, -1, ignore])
-    parts, _ = ndimage.label(ndimage.binary_fill_holes(~open_) & open_, np.ones((3, 3, 3)))
+    parts, _ = ndimage.label(
+        ndimage.binary_fill_holes(_closed(~open_, _outermost(box, label.shape))) & open_, np.ones((3, 3, 3))
+    )
     large = np.bincount(parts.ravel()) * math.prod(spacing_mm) > math.pi / 6 * HOLE_MM**3
     large[0] = False
     holes[box] = large[parts]
     return holes
+
+
+def _outermost(box: Sequence[slice], shape: Sequence[int]) -> list[tuple[int, int]]:
+    """List axis and index of a box's slices that are the first or last ones of the volume."""
+    first = [(axis, 0) for axis, side in enumerate(box) if side.start == 0]
+    return first + [(axis, -1) for axis, side in enumerate(box) if side.stop == shape[axis]]
+
+
+def _closed(mask: np.ndarray, slices: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Fill the holes within some slices of a mask (x y z)."""
+    closed = mask.copy()
+    for axis, at in slices:
+        along = closed.swapaxes(0, axis)  # a view
+        along[at] = ndimage.binary_fill_holes(along[at])
+    return closed
 
 
 def find_islands(label: np.ndarray, hosts: Sequence[int]) -> np.ndarray:

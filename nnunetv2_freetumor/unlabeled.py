@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,17 +12,16 @@ from nnunetv2.utilities.utils import (
     get_identifiers_from_splitted_dataset_folder,
 )
 
-from nnunetv2_freetumor import planning, pool
+from nnunetv2_freetumor import offline, planning, pool, pool_options
 from nnunetv2_freetumor.case_reports import EARLIER, CaseReport, exit_code, summary_lines, write_reports
 from nnunetv2_freetumor.cluster import check_cluster, run_cases
 from nnunetv2_freetumor.contents import labeled_contents
 from nnunetv2_freetumor.plan import SECTION, check_origin, read_section
-from nnunetv2_freetumor.pool_case import add_case
-from nnunetv2_freetumor.pool_hosts import model_values
+from nnunetv2_freetumor.pool_case import add_case, cleared_by_host_model
 from nnunetv2_freetumor.pool_images import duplicate_of, find_images
 from nnunetv2_freetumor.pool_marking import MarkOrder, is_marked, mark_case
 from nnunetv2_freetumor.pool_orders import Job, Order, Place, is_done, labeled, place_of
-from nnunetv2_freetumor.pool_segmenter import Model, check_judge, has_met_lesions, load_model
+from nnunetv2_freetumor.pool_segmenter import load_model
 
 REPORT = "report.json"
 Run = Callable[..., list[CaseReport]]
@@ -51,9 +49,20 @@ def add_unlabeled_command(
         ValueError: options that do not go together, no section in the plans, a pool made for other plans, or a model
             that does not fit; the text says what to do.
     """
-    if (images is None) == (mark_suspects is None):
-        raise ValueError("Give either -i with images to add, or --mark-suspects with a model that looks at the pool.")
+    pool_options.check_asked(
+        images,
+        mark_suspects,
+        {
+            "--hosts": hosts,
+            "--host-model": host_model,
+            "--name-map": name_map,
+            "--annotates": annotates,
+            "--tumor-free": tumor_free,
+            "--judge": judge,
+        },
+    )
     check_cluster(scheduler, workers)
+    workers = workers or _workers(device, scheduler, bool(host_model or judge or mark_suspects))
     folder = _check_plans(dataset, plans_name, configuration)
     job = Job(
         preprocessed=str(folder),
@@ -61,38 +70,51 @@ def add_unlabeled_command(
         configuration=configuration,
         hosts=_absolute(hosts),
         host_model=_absolute(host_model),
-        name_map=tuple(sorted(_read_name_map(name_map).items())),
+        name_map=tuple(sorted(pool_options.read_name_map(name_map).items())),
         annotates=tuple(annotates),
         tumor_free=tumor_free,
         judge=_absolute(judge or mark_suspects),
         device=device or "",
     )
     place = place_of(job)
-    _check_job(job, place)
+    pool_options.check_job(job, place, adds=images is not None)
     job = job._replace(models=tuple(load_model(path, "cpu").name for path in (job.host_model, job.judge) if path))
     if job.host_model:
-        job = job._replace(host_model_looks=_has_met_lesions(load_model(job.host_model, "cpu"), place))
+        job = job._replace(host_model_looks=pool_options.met_lesions(load_model(job.host_model, "cpu"), place))
     run = functools.partial(run_cases, scheduler=scheduler, workers=workers, title="unlabeled cases")
     reports = _add(images, job, place, run) if images is not None else _mark(job, place, run)
-    print("\n".join([*summary_lines(reports), *_doubts(job, reports), *_what_now(place, job, dataset)]))
+    print("\n".join([*summary_lines(reports), *_doubts(job, place, reports), *_what_now(place, job, dataset)]))
     write_reports(reports, place.folder / REPORT)
     print(f"Every case: {place.folder / REPORT}")
     return exit_code(reports)
 
 
+def _workers(device: str | None, scheduler: str | None, models: bool) -> int | None:
+    """Check the device, and choose one process for a GPU; None: one for each CPU core."""
+    if scheduler is not None and device in (None, "cpu", "cuda"):
+        return None  # a cluster's workers may have what is missing here
+    on = offline.choose_device(device)
+    return 1 if models and on.type == "cuda" else None
+
+
 def _add(images: str, job: Job, place: Place, run: Run) -> list[CaseReport]:
     found = find_images(Path(images).absolute())
-    pool.start_pool(place.folder, place.plans, place.dataset_json)
+    known = _labeled_images(place)
+    stamped = (place.folder / pool.STAMP).is_file()
+    if stamped:
+        _check_stamp(place, job)
+    (place.folder / pool.RECORDS).mkdir(parents=True, exist_ok=True)
     _sweep(place.folder)
-    labeled_contents(_labeled_images(place), place.folder / pool.CONTENTS)
-    job = job._replace(alone=len(found) == 1)
-    return run(add_case, [Order(case, path, job) for case, path in found], is_done)
+    labeled_contents(known, place.folder / pool.CONTENTS)
+    if not stamped:  # last: it makes the folder a pool, and training wants the labeled images' hashes in one
+        pool.write_stamp(place.folder, place.plans, job.configuration, place.dataset_json)
+    return run(add_case, [Order(*image, job) for image in found], is_done)
 
 
 def _mark(job: Job, place: Place, run: Run) -> list[CaseReport]:
     if not (place.folder / pool.STAMP).is_file():
         raise ValueError(f"{place.folder} holds no pool yet. Add images to it first, with -i.")
-    pool.check_stamp(place.folder, place.plans, place.dataset_json)
+    _check_stamp(place, job)
     _sweep(place.folder)
     labeled_contents(_labeled_images(place), place.folder / pool.CONTENTS)
     records, names = pool.read_records(place.folder), labeled(place.folder)
@@ -101,6 +123,10 @@ def _mark(job: Job, place: Place, run: Run) -> list[CaseReport]:
         pool.withdraw(place.folder, leak.case)
     orders = [MarkOrder(record.case, job) for record in records if record.content not in names]
     return [*leaks, *run(mark_case, orders, is_marked)]
+
+
+def _check_stamp(place: Place, job: Job) -> None:
+    pool.check_stamp(place.folder, place.plans, job.configuration, place.dataset_json)
 
 
 def _check_plans(dataset: str, plans_name: str, configuration: str) -> Path:
@@ -117,51 +143,6 @@ def _check_plans(dataset: str, plans_name: str, configuration: str) -> Path:
         )
     check_origin(read_section(plans[SECTION]), plans, dataset_json)
     return folder.absolute()
-
-
-def _check_job(job: Job, place: Place) -> None:
-    """Find out before any work what cannot work for any case."""
-    for name in [*dict(job.name_map).values(), *job.annotates]:
-        place.labels.named(name)
-    if job.judge:
-        model = load_model(job.judge, "cpu")
-        check_judge(model, place.plans, job.configuration, place.labels.lesion_names())
-        if not _has_met_lesions(model, place):
-            raise ValueError(
-                f"The model {model.segmenter.name} has never been shown a tumor: no case of this dataset holds one, "
-                "and its trainer plants none. It would find every scan clean. Train with -tr nnUNetTrainerFreeTumor."
-            )
-    if job.hosts and job.host_model:
-        raise ValueError("--hosts and --host-model both say where the hosts are: give one of them.")
-    if job.hosts and not Path(job.hosts).is_dir():
-        raise ValueError(f"--hosts must be a folder with masks, but {job.hosts} is not there or no folder.")
-    if job.host_model:
-        found = set(model_values(load_model(job.host_model, "cpu"), place.labels, dict(job.name_map)).values())
-        if not found & place.labels.hosts:
-            known = ", ".join(load_model(job.host_model, "cpu").segmenter.labels)
-            raise ValueError(f"--host-model knows the labels {known}, and none is a host here: give a --name-map.")
-
-
-def _has_met_lesions(model: Model, place: Place) -> bool:
-    absent = place.section.fingerprint.get("absent_labels", [])
-    return has_met_lesions(model, place.plans["dataset_name"], absent, place.labels.lesion_names())
-
-
-def _read_name_map(path: str | None) -> dict[str, str]:
-    if path is None:
-        return {}
-    if not Path(path).is_file():
-        raise ValueError(f"--name-map must be a JSON file, but there is no file {path}.")
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--name-map {path} is no JSON file ({error}).") from error
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise ValueError(
-            f"--name-map {path} must map names of masks to labels of the dataset, such as "
-            '{"liver_segment_1": "liver"}, or values of label maps, such as {"5": "liver"}.'
-        )
-    return found
 
 
 def _labeled_images(place: Place) -> dict[str, Path]:
@@ -193,20 +174,25 @@ def _sweep(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _doubts(job: Job, reports: Sequence[CaseReport]) -> list[str]:
-    """Warn of a judge that has found nothing anywhere: it may know no tumor when it sees one."""
+def _doubts(job: Job, place: Place, reports: Sequence[CaseReport]) -> list[str]:
+    """Warn of a model that has found nothing anywhere: it may know no tumor when it sees one."""
     seen = [report for report in reports if report.state == "done" and report.reason != EARLIER]
-    if not job.judge or not seen or any("cases with suspects" in report.counts for report in seen):
+    looks = job.host_model if cleared_by_host_model(job, place.labels) else job.judge
+    if not looks or not seen or any("cases with suspects" in report.counts for report in seen):
         return []
     return [
-        f"WARNING: {job.judge} has found no tumor in any of these {len(seen)} case(s). Does it find those of your "
+        f"WARNING: {looks} has found no tumor in any of these {len(seen)} case(s). Does it find those of your "
         "labeled cases? A model that finds none clears everything, and tumors here would be taught as organ."
     ]
 
 
 def _what_now(place: Place, job: Job, dataset: str) -> list[str]:
-    found: Any = pool.open_pool(place.folder, place.plans, place.dataset_json)
+    found: Any = pool.open_pool(place.folder, place.plans, job.configuration, place.dataset_json)
     lines = [f"The pool {place.folder} holds {len(found.cases)} case(s) to train on."]
+    if found.again:
+        lines.append(
+            f"{found.again} case(s) hold the same scan as another one under another name; each scan counts once."
+        )
     if found.waiting:
         lines.append(
             f"{found.waiting} case(s) wait: unlabeled is not healthy, and nobody has looked for tumors in them. Train "

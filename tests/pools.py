@@ -47,8 +47,10 @@ class Place(NamedTuple):
 
     def run(self, *, tumor_free=True, hosts=True, **options):
         """Run the command in this process."""
-        options = {"images": str(self.images), "tumor_free": tumor_free} | options
-        if hosts:
+        options = {"images": str(self.images)} | options
+        adds = options["images"] is not None
+        options["tumor_free"] = tumor_free and adds
+        if hosts and adds:
             options["hosts"] = str(self.hosts)
         return add_unlabeled_command(DATASET, workers=1, device="cpu", **options)
 

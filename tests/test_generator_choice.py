@@ -13,6 +13,7 @@ from nnunetv2_freetumor import preview, weights
 from nnunetv2_freetumor.bench_data import CONFIGURATION as BENCH_CONFIGURATION
 from nnunetv2_freetumor.bench_data import DATASET
 from nnunetv2_freetumor.bench_data import PLANS as PLANS_NAME
+from nnunetv2_freetumor.frozen_segmenter import CHECKPOINT
 from nnunetv2_freetumor.generator_choice import ASKED_FOR, Choice, build_generators, choose_generators, describe
 from nnunetv2_freetumor.generators import TextureGenerator
 from nnunetv2_freetumor.networks import FreeTumorNet
@@ -48,6 +49,7 @@ def trained(results, fold=0, trainer=TRAINER, plans="nnUNetPlans", configuration
     folder = results / PLANS["dataset_name"] / f"{trainer}__{plans}__{configuration}" / f"fold_{fold}"
     path = save(folder / "generator.safetensors", name=f"own_{fold}", dataset=PLANS["dataset_name"], **card)
     os.utime(path, (1e9 - age, 1e9 - age))
+    (folder / CHECKPOINT).touch()
     return path
 
 
@@ -118,6 +120,21 @@ def test_without_a_fold_the_newest_of_all_folds_is_taken_and_named(results):
     choice = choose(fold=None)
     assert choice.path == newest and choice.reason.startswith("the newest of all folds, trained for ")
     assert "fold 2" in choice.reason
+
+
+def test_a_generator_whose_training_has_not_ended_is_passed_over_and_named(results):
+    path = trained(results)
+    (path.parent / CHECKPOINT).unlink()
+    (choice,) = choose_generators(section(), PLANS, CONFIGURATION, 0, [])
+    assert choice.path is None
+    assert choice.reason.startswith("none was trained for this dataset and fold, and no installed one")
+    assert choice.reason.endswith(f"; passed over: {path}, whose training has not ended")
+    installed = install(results, "theirs", real_tumors=("liver",))
+    (choice,) = choose_generators(section(), PLANS, CONFIGURATION, 0, [])
+    assert choice.path == installed and f"; passed over: {path}, whose" in choice.reason
+    assert choose_generators(section(str(path)), PLANS, CONFIGURATION, 0, [])[0].path == path
+    (path.parent / CHECKPOINT).touch()
+    assert choose_generators(section(), PLANS, CONFIGURATION, 0, [])[0].path == path
 
 
 def test_fold_all_has_a_generator_of_its_own_and_may_share_cases(results):
@@ -254,6 +271,7 @@ def test_the_preview_draws_with_this_datasets_own_generator_and_says_of_which_fo
     make_trainer(nnUNetTrainerFreeTumor)  # sets nnU-Net's folders
     folder = tmp_path / "results" / DATASET / f"{TRAINER}__{PLANS_NAME}__{BENCH_CONFIGURATION}" / "fold_3"
     save(folder / "generator.safetensors", name="mine")
+    (folder / CHECKPOINT).touch()
     titles = []
     monkeypatch.setattr(preview, "lesion_sheet", lambda pictures, path, title: titles.append(title))
     preview.preview_command(DATASET, tmp_path / "out", count=1)

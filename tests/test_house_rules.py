@@ -28,7 +28,7 @@ LAYERS = (
     "proposals pool_hosts cluster generator_choice judge_choice",
     # the story
     "synthesis plan_report chosen pool_orders",
-    "pool_case",
+    "pool_case pool_options",
     # what is planned, shown, logged and summed up
     "planning pool_marking figures raw_case epoch_log demo_steps report_figures summary comparison copy_paste "
     "conversion generator_files",
@@ -50,8 +50,8 @@ LAYERS = (
     "evaluation",
     "evaluation_after_training",
     # what people run, through nnU-Net or through the command line
-    "trainer offline unlabeled preview report synthetic_case",
-    "demo_trainer bench doctor synthetic_sources",
+    "trainer offline preview report synthetic_case",
+    "unlabeled demo_trainer bench doctor synthetic_sources",
     "demo synthetic_orders",
     "bundled_training synthetic_place",
     "synthesize_dataset",

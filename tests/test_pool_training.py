@@ -161,6 +161,8 @@ def test_a_pool_of_other_plans_ends_the_training_before_the_loaders_start(place)
     with pytest.raises(ValueError, match="was made for other plans"):
         made.on_train_start()
     assert made.dataloader_train is None
+    none_of_it = make(place, unlabeled_share=0.0)
+    none_of_it.on_train_start()  # takes nothing from the pool, and does not look at it
 
 
 def test_ignored_voxels_carry_no_loss_and_no_gradient_without_an_ignore_label(place):
@@ -347,12 +349,13 @@ def model_that_says(place, label, kind=nnUNetTrainer):
     return str(folder)
 
 
-def test_a_trained_model_finds_hosts_and_clears_what_it_has_looked_at(place):
+def test_a_trained_model_finds_hosts_and_clears_what_it_has_looked_at(place, capsys):
     place.add("a", scan(1)[0])
     model = model_that_says(place, 1)
     assert place.run(hosts=False, tumor_free=False, host_model=model) == 0
     name = f"{Path(model).name}/fold_0"
     assert place.records()["a"]["cleared"].startswith(name)
+    assert f"WARNING: {model} has found no tumor in any of these 1 case(s)" in capsys.readouterr().out
     assert (pool.read_volumes(place.pool, "a").label == 1).all()
     model_that_says(place, 2)
     assert place.run(hosts=False, tumor_free=False, host_model=model, annotates=["liver"]) == 1

@@ -14,7 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from pools import LIVER, SHAPE, SPACING_MM, scan
 from scipy import ndimage
 
-from nnunetv2_freetumor import contents, pool, pool_case, pool_marking, pool_orders, suspects, unlabeled
+from nnunetv2_freetumor import contents, pool, pool_case, pool_marking, pool_options, pool_orders, suspects, unlabeled
 from nnunetv2_freetumor.bench_data import CONFIGURATION, DATASET, PLANS
 from nnunetv2_freetumor.cases import read_case
 from nnunetv2_freetumor.contents import content_hash
@@ -193,16 +193,17 @@ def test_a_run_that_was_killed_goes_on_and_every_case_is_there_exactly_once(plac
 
 
 def _plans(place):
-    return tuple(json.loads((place.dataset / f"{name}.json").read_text()) for name in (PLANS, "dataset"))
+    plans, dataset_json = (json.loads((place.dataset / f"{name}.json").read_text()) for name in (PLANS, "dataset"))
+    return plans, CONFIGURATION, dataset_json
 
 
 def test_a_pool_of_other_plans_is_refused(place):
     place.add("a", *scan(1))
     place.run()
-    plans, dataset_json = _plans(place)
+    plans, _, dataset_json = _plans(place)
     plans["configurations"][CONFIGURATION]["spacing"] = [5.0, 2.0, 2.0]
     with pytest.raises(ValueError, match="was made for other plans .plans_hash .* Delete that folder and run"):
-        pool.open_pool(place.pool, plans, dataset_json)
+        pool.open_pool(place.pool, plans, CONFIGURATION, dataset_json)
     stamp = json.loads((place.pool / pool.STAMP).read_text())
     (place.pool / pool.STAMP).write_text(json.dumps(stamp | {"plans_hash": "0"}))
     with pytest.raises(ValueError, match="was made for other plans"):
@@ -212,7 +213,7 @@ def test_a_pool_of_other_plans_is_refused(place):
 def test_a_worker_that_outlives_a_run_works_with_the_plans_and_cases_of_the_next_one(place):
     place.add("a", *scan(1))
     job = pool_orders.Job(str(place.dataset), PLANS, CONFIGURATION, hosts=str(place.hosts), tumor_free=True)
-    order = pool_orders.Order("a", str(place.images / "a.nii.gz"), job)
+    order = pool_orders.Order("a", str(place.images / "a.nii.gz"), ("a",), job)
     assert place.run() == 0 and pool_case.add_case(order).state == "done"
     shutil.rmtree(place.pool)
     place.change_labels({"background": 0, "liver": 1, "tumor": 2, "spleen": 3})
@@ -408,10 +409,10 @@ def judge(monkeypatch):
         found[11, 19, 21] = True
         return found
 
-    for module in (pool_case, pool_marking, unlabeled):
+    for module in (pool_case, pool_marking, pool_options, unlabeled):
         monkeypatch.setattr(module, "load_model", lambda *_: FakeModel)
-    monkeypatch.setattr(unlabeled, "check_judge", lambda *_: None)
-    monkeypatch.setattr(unlabeled, "_has_met_lesions", lambda *_: True)
+    monkeypatch.setattr(pool_options, "check_judge", lambda *_: None)
+    monkeypatch.setattr(pool_options, "met_lesions", lambda *_: True)
     monkeypatch.setattr(pool_case, "predict_lesions", _lesions)
     monkeypatch.setattr(pool_marking, "predict_lesions", _lesions)
 
@@ -490,8 +491,8 @@ def test_no_two_scans_share_a_name_even_where_a_path_reads_like_a_name(place):
         (place.images / at).parent.mkdir(exist_ok=True)
         write_volume(scan(seed)[0], place.images / at, SPACING_MM)
     found = find_images(place.images)
-    assert [case for case, _ in found][1:2] != ["x_ct"] and len({case for case, _ in found}) == 3
-    assert "y_ct" in {case for case, _ in found} and find_images(place.images) == found
+    assert [image.case for image in found][1:2] != ["x_ct"] and len({image.case for image in found}) == 3
+    assert "y_ct" in {image.case for image in found} and find_images(place.images) == found
 
 
 def test_another_scan_of_the_same_name_takes_no_ones_place(place):
@@ -560,7 +561,10 @@ def test_one_image_takes_totalsegmentators_output_folder_as_it_is(place):
     [
         ({"images": None}, "Give either -i with images to add, or --mark-suspects"),
         ({"hosts": "nowhere"}, "--hosts must be a folder with masks, but .*nowhere is not there"),
-        ({"images": "nowhere"}, "nowhere holds no CT images. Give a folder with files of .nii.gz"),
+        (
+            {"images": "nowhere", "hosts": "."},
+            "-i must be an image or a folder with images, but .*nowhere is not there",
+        ),
         ({"judge": "Trainer__Plans__3d_fullres"}, "There is no trained model .*fold_0. Train it with"),
         ({"annotates": ["spleen"]}, "no single label 'spleen'"),
         ({"configuration": "2d"}, "nnUNetPlans.json has no configuration '2d': 3d_fullres"),
