@@ -107,6 +107,8 @@ def _pairs(real: Sequence[str], attribution: str) -> list[tuple[Path, Path]]:
         raise ValueError(
             "--attribution is missing: a card must say whose CT a generator was trained on, and its license."
         )
+    if missing := [path for path in real if not Path(path).is_file()]:
+        raise ValueError(f"--real: there is no file {missing[0]}.")
     return [(Path(image), Path(label)) for image, label in zip(real[::2], real[1::2])]
 
 

@@ -55,8 +55,8 @@ def check_name(name: str) -> None:
     Raises:
         ValueError: names it and the rule.
     """
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or name.endswith(".safetensors"):
         raise ValueError(
             f"A generator's name must start with a letter or digit and go on with letters, digits, '_', '-' and '.', "
-            f"but it is {name!r}."
+            f"without the file's ending, but it is {name!r}."
         )

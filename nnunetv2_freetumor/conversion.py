@@ -77,6 +77,8 @@ def convert_command(
     """
     if not output.endswith(ENDING):
         raise ValueError(f"-o must name a file that ends in {ENDING}, but it is {output}.")
+    if Path(output).exists():
+        raise ValueError(f"{output} exists already and is not overwritten. Choose another file with -o, or delete it.")
     published = split_checkpoint(read_checkpoint(checkpoint), checkpoint)
     channels = len(published.tensors[LAST_LAYER])
     card = published_card(_region(channels, region, checkpoint), host, name)

@@ -17,6 +17,11 @@ class Divergence:
         self._patience, self._bounded = recipe.divergence_steps, recipe.kind == "lite"
         self._won = self._exploded = 0
 
+    @property
+    def calm(self) -> bool:
+        """Tell whether no saturation has gone on for long: weights from now on are worth keeping."""
+        return 4 * max(self._won, self._exploded) < self._patience
+
     def problem(self, generator_loss: float, critic_loss: float, residual_hu: float) -> str:
         """Take a step's losses and its mean absolute residual; say what is wrong, or nothing."""
         if not (math.isfinite(generator_loss) and math.isfinite(critic_loss) and math.isfinite(residual_hu)):

@@ -18,7 +18,7 @@ from nnunetv2_freetumor.synthesis import ACCEPTED, COUNTS, JUDGED
 KEY = "freetumor/"  # in front of every count's name in nnU-Net's logger
 LEAST_ELIGIBLE_SHARE = 0.2
 MOST_SATURATED_SHARE = 0.05
-LEAST_JUDGED = 10  # lesions of a size class in an epoch, for its accepted share to mean anything
+LEAST_JUDGED = 50  # lesions of a size class so far, for their accepted share to mean anything
 
 Counts = dict[str, float]
 
@@ -69,7 +69,7 @@ def history(logger: MetaLogger, key: str = KEY, names: Sequence[str] = COUNTS) -
 
 
 def ungate(synthesizer: Planter, logger: MetaLogger) -> list[str]:
-    """Let size classes pass that the judge has hardly accepted in one epoch, and warn of the new ones.
+    """Let size classes pass of which the judge has accepted hardly any so far, and warn of the new ones.
 
     The logged epochs alone decide, so that a training that is continued goes on as if it had not stopped.
     """
@@ -79,7 +79,7 @@ def ungate(synthesizer: Planter, logger: MetaLogger) -> list[str]:
     before, log = gate.ungated, history(logger)
     gate.ungated = frozenset(size for size in range(len(SIZE_NAMES)) if _least_accepted(log, size) < least_share)
     return [
-        f"WARNING: FreeTumor: in one epoch the judge accepted only {100 * _least_accepted(log, size):.0f} % of the "
+        f"WARNING: FreeTumor: so far the judge accepted only {100 * _least_accepted(log, size):.0f} % of the "
         f"lesions of {SIZE_NAMES[size]}, fewer than {100 * least_share:.0f} % (min_accepted_share): it would leave "
         "almost none of this size. From now on they stay whatever it says."
         for size in sorted(gate.ungated - before)
@@ -87,8 +87,10 @@ def ungate(synthesizer: Planter, logger: MetaLogger) -> list[str]:
 
 
 def _least_accepted(log: dict[str, list[float]], size: int) -> float:
-    epochs = zip(log[ACCEPTED[size]], log[JUDGED[size]])
-    return min((accepted / judged for accepted, judged in epochs if judged >= LEAST_JUDGED), default=1.0)
+    """Give the least share of all lesions judged until then, at any epoch's end with enough of them."""
+    accepted, judged = (np.nancumsum(log[names[size]]) for names in (ACCEPTED, JUDGED))
+    enough = judged >= LEAST_JUDGED
+    return float((accepted[enough] / judged[enough]).min(initial=1.0))
 
 
 def report(counts: Counts, synthesizer: Planter, logger: MetaLogger, repair_commands: str) -> list[str]:

@@ -24,6 +24,7 @@ from nnunetv2_freetumor.weights import available, find_generator, load_generator
 TRAINER = "nnUNetTrainerFreeTumorGenerator"
 FILE = "generator.safetensors"  # in the fold's folder
 ASKED_FOR = "asked for by name"
+COPYING_SECONDS = 60.0  # a copied folder's files may be this much out of order
 _RESULTS = "nnUNet_results"
 _LENGTHS = re.compile(rf"{TRAINER}(_\d+epochs?)?")
 
@@ -103,8 +104,8 @@ def _choose(section: Section, target: Target, plans: dict[str, Any], configurati
     if section.generator != "auto":
         return _named(section.generator, target)
     files = _own_files(plans, configuration, fold)
-    ended = [file for file in files if (file.parent / CHECKPOINT).is_file()]
-    own = _own(ended, plans, configuration, fold) if ended else None
+    ended = [file for file in files if _has_ended(file)]
+    own = _own(ended, plans, fold) if ended else None
     if own is not None and target.prior.name in own.card.hosts:
         return own
     passed = "" if ended or not files else f"; passed over: {files[0]}, whose training has not ended"
@@ -130,21 +131,27 @@ def _named(name: str, target: Target) -> _Found:
 
 
 def _own_files(plans: dict[str, Any], configuration: str, fold: Fold) -> list[Path]:
-    """List the generators that were, or are being, trained for this dataset and fold."""
+    """List the generators that were, or are being, trained for this dataset and fold; with these plans if there are."""
     results = os.environ.get(_RESULTS)
     if not (plans and results):
         return []
-    ending = f"__{plans['plans_name']}__{configuration}"
-    pattern = f"{TRAINER}*{ending}/fold_{'*' if fold is None else fold}/{FILE}"
+    pattern = f"{TRAINER}*__*__*/fold_{'*' if fold is None else fold}/{FILE}"
     found = sorted((Path(results) / plans["dataset_name"]).glob(pattern))
-    return [path for path in found if _LENGTHS.fullmatch(path.parts[-3].removesuffix(ending))]
+    ending = f"__{plans['plans_name']}__{configuration}"
+    found = [path for path in found if _LENGTHS.fullmatch(path.parts[-3].split("__")[0])]
+    return [path for path in found if path.parts[-3].endswith(ending)] or found
 
 
-def _own(files: Sequence[Path], plans: dict[str, Any], configuration: str, fold: Fold) -> _Found:
+def _has_ended(file: Path) -> bool:
+    """Tell whether the training that wrote a generator has ended; one that began anew leaves an older checkpoint."""
+    checkpoint = file.parent / CHECKPOINT
+    return checkpoint.is_file() and checkpoint.stat().st_mtime > file.stat().st_mtime - COPYING_SECONDS
+
+
+def _own(files: Sequence[Path], plans: dict[str, Any], fold: Fold) -> _Found:
     """Choose among a dataset's own generators: by the plain class if there is one, else the newest."""
-    plain = f"{TRAINER}__{plans['plans_name']}__{configuration}"
-    path = max(files, key=lambda file: (fold is not None and file.parts[-3] == plain, file.stat().st_mtime_ns))
-    where = f"{plans['dataset_name']}, {plans['plans_name']}, {configuration}"
+    path = max(files, key=lambda f: (fold is not None and f.parts[-3].startswith(f"{TRAINER}__"), f.stat().st_mtime_ns))
+    where = ", ".join([plans["dataset_name"], *path.parts[-3].split("__")[1:]])
     newest = "the newest of all folds, " if fold is None else ""
     fold_name = path.parent.name.replace("_", " ")
     return _Found(

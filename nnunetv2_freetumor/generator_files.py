@@ -18,7 +18,7 @@ from nnunetv2_freetumor.weights import (
     parameter_count,
 )
 
-NOT_NAMES = ("auto", "texture")  # what else the setting `generator` may say
+NOT_NAMES = ("auto", "texture", "constant", "freetumor_random")  # they mean something else where a generator is named
 WHERE = ("Bundled with the package", "Installed")
 
 

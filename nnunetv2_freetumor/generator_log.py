@@ -61,9 +61,11 @@ def terms_line(terms: dict[str, float], steps: int) -> str:
     return f"FreeTumor generator: {steps} steps, {values}; it changes lesions by {terms['residual_hu']:.1f} HU"
 
 
-def seen_line(seen: dict[str, float]) -> str:
+def seen_line(seen: dict[str, float], judged: bool) -> str:
     """Report what validation saw for nnU-Net's log."""
-    if math.isnan(seen["recognized"]):
+    if math.isnan(seen["realism"]):
+        return "FreeTumor generator: no validation patch had room for a lesion"
+    if not judged or math.isnan(seen["recognized"]):
         return f"FreeTumor generator: realism to the critic {seen['realism']:.2f} (1: not told apart); no judge"
     sizes = ", ".join(f"{size}: {_percent(seen[name])}" for size, name in zip(SIZE_NAMES, RECOGNIZED))
     return (

@@ -9,6 +9,7 @@ from torch import nn
 from nnunetv2_freetumor import augmentation, epoch_log, generator_card, generator_log, plan
 from nnunetv2_freetumor.adversarial import Networks, Schedule, make_optimizer
 from nnunetv2_freetumor.adversaries import ADVERSARIES, Adversary
+from nnunetv2_freetumor.checkpoints import read_checkpoint
 from nnunetv2_freetumor.pool_training import PoolMixin
 from nnunetv2_freetumor.recipes import frame_for, recipe_for
 from nnunetv2_freetumor.split_guard import SplitGuardMixin
@@ -57,6 +58,7 @@ class GeneratorSetup(PoolMixin, SplitGuardMixin):
         """Take everything that follows from the section."""
         cases, _ = self.do_split()
         self.section = generator_card.learnable_targets(section, self.preprocessed_dataset_folder, cases, self.fold)
+        self._unlearned = [target.name for target in section.targets if target not in self.section.targets]
         self.recipe = recipe_for(self.section)
         self.frame = frame_for(self.recipe, self.section)
         training = generator_card.Training(
@@ -69,6 +71,19 @@ class GeneratorSetup(PoolMixin, SplitGuardMixin):
             judge="none",
         )
         self.card = generator_card.make_card(self.section, self.recipe, self.frame, training)
+
+    def _announce(self, weights: str) -> None:
+        self.print_to_log_file(
+            f"FreeTumor generator: recipe {self.card.recipe}, kind {self.card.kind}, hosts "
+            f"{', '.join(self.card.hosts)}, window {self.card.window_hu} HU, {self.card.side_voxels} voxels of "
+            f"{self.card.spacing_mm} mm, judge {self.card.judge}, {len(self.card.training_cases)} training cases, seed "
+            f"{self.section.seed}; weights go to {weights}\n{self.recipe}"
+        )
+        if self._unlearned:
+            self.print_to_log_file(
+                f"WARNING: FreeTumor generator: {', '.join(self._unlearned)} will not be learned: no training case of "
+                f"fold {self.fold} holds a real tumor of that kind."
+            )
 
     def build_network_architecture(  # type: ignore[override]
         self,
@@ -97,17 +112,17 @@ class GeneratorSetup(PoolMixin, SplitGuardMixin):
         """Leave the network alone: there is no deep supervision."""
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """Load nnU-Net's checkpoint and take the section from it."""
-        try:
-            super().load_checkpoint(filename_or_checkpoint)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{filename_or_checkpoint} does not fit the recipe '{self.section.recipe}' that the plans' freetumor "
-                "section names now. Set 'recipe' and 'recipe_changes' back, or train anew without --c."
-            ) from error
-        saved = self.my_init_kwargs["plans"][plan.SECTION]
-        self.plans_manager.plans[plan.SECTION] = saved
-        self._settle(plan.read_section(saved))
+        """Take the section from nnU-Net's checkpoint, then load it."""
+        read = filename_or_checkpoint
+        plans = (read_checkpoint(read) if isinstance(read, str) else read)["init_args"]["plans"]
+        ours = self.plans_manager.plans
+        if plan.SECTION in ours and ours[plan.SECTION] != plans[plan.SECTION]:
+            self.print_to_log_file(
+                "FreeTumor generator: the plans' freetumor section has changed; this training goes on with its own."
+            )
+        ours[plan.SECTION] = plans[plan.SECTION]  # before networks, rates and length are made from it
+        super().load_checkpoint(read)
+        self._settle(plan.read_section(plans[plan.SECTION]))
         epoch_log.register(self.logger, self.current_epoch, generator_log.KEY, generator_log.NAMES)
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:

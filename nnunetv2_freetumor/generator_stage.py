@@ -55,7 +55,7 @@ class GeneratorStage:
         placeholders: list[Generator] = [_Placeholder(cutter.window_mm)] * len(section.targets)
         self._synthesizer = Synthesizer(self.section, cutter.data_mm, intensity, placeholders)
         self._replays = [Replay(step.recipe.replay_windows) for _ in section.targets]
-        self._previewed: Synthetic | None = None
+        self._previewed: dict[int, Synthetic] = {}  # the first lesions of each target
 
     def train(self, image: Image, label: Label, rng: torch.Generator, judged: bool) -> Terms | None:
         """Learn from a batch; None where it had no room for a lesion, or no real lesion has been seen yet."""
@@ -66,7 +66,7 @@ class GeneratorStage:
         synthetic = self._synthetic(proposals, rng)
         if synthetic is None:
             return None
-        self._previewed = self._previewed or synthetic
+        self._previewed.setdefault(synthetic.target, synthetic)
         target, judge = synthetic.target, self.judge if judged else None
         real = self._replays[target].draw(len(synthetic.lesions), rng)
         if judge is None:
@@ -95,10 +95,12 @@ class GeneratorStage:
     @torch.no_grad()
     def previews(self) -> list[Row]:
         """Draw the first lesions that were met with the present generator, always the same ones."""
-        if self._previewed is None:
-            return []
-        contrast = draw(self.step.networks.final, self._previewed, self.step.frame).contrast_hu
-        return [self._row(index, contrast) for index in range(min(len(contrast), MOST_PREVIEWS))]
+        rows: list[Row] = []
+        for _, synthetic in sorted(self._previewed.items()):
+            contrast = draw(self.step.networks.final, synthetic, self.step.frame).contrast_hu
+            count = min(len(contrast), max(1, MOST_PREVIEWS // len(self._previewed)))
+            rows += [self._row(synthetic, index, contrast) for index in range(count)]
+        return rows
 
     def _propose(self, image: Image, label: Label, rng: torch.Generator) -> Proposals:
         return self._synthesizer.propose(image, label, self._synthesizer.draw(len(image), rng))
@@ -118,10 +120,9 @@ class GeneratorStage:
         order = torch.randperm(len(fitting), generator=rng).tolist()[: self.step.recipe.lesions_per_step]
         return self.cutter.synthetic([fitting[index] for index in order], self.section.targets, rng)
 
-    def _row(self, index: int, contrast_hu: Float[Tensor, "n 1 u v w"]) -> Row:
-        assert self._previewed is not None, "previews has checked it"
-        proposal, region, grid = self._previewed.lesions[index]
-        windows, allowed = self._previewed.windows, self._previewed.support[index, 0]
+    def _row(self, synthetic: Synthetic, index: int, contrast_hu: Float[Tensor, "n 1 u v w"]) -> Row:
+        proposal, region, grid = synthetic.lesions[index]
+        windows, allowed = synthetic.windows, synthetic.support[index, 0]
         texture = texture_contrast(region, self.section.targets[proposal.target].prior.texture, proposal.look)
         before = windows.hu[index, 0]
         images = (before, before + to_grid(texture, region, grid) * allowed, before + contrast_hu[index, 0])

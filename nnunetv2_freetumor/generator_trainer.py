@@ -69,7 +69,7 @@ class nnUNetTrainerFreeTumorGenerator(GeneratorSetup):
         epoch_log.register(self.logger, self.current_epoch, generator_log.KEY, generator_log.NAMES)
         if self.current_epoch and Path(self._weights).is_file():
             self._good_epoch = self.current_epoch - 1
-        self._announce()
+        self._announce(self._weights)
         super().on_train_start()
 
     @property
@@ -82,14 +82,6 @@ class nnUNetTrainerFreeTumorGenerator(GeneratorSetup):
         judge = make_judge(self.section, self)
         self.card = dataclasses.replace(self.card, judge=judge.segmenter.name)
         return judge
-
-    def _announce(self) -> None:
-        self.print_to_log_file(
-            f"FreeTumor generator: recipe {self.card.recipe}, kind {self.card.kind}, hosts "
-            f"{', '.join(self.card.hosts)}, window {self.card.window_hu} HU, {self.card.side_voxels} voxels of "
-            f"{self.card.spacing_mm} mm, judge {self.card.judge}, {len(self.card.training_cases)} training cases, seed "
-            f"{self.section.seed}; weights go to {self._weights}\n{self.recipe}"
-        )
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's draws from the section's seed and the epoch."""
@@ -141,15 +133,18 @@ class nnUNetTrainerFreeTumorGenerator(GeneratorSetup):
         self.logger.log("val_losses", loss, self.current_epoch)
         for name, value in seen.items():
             self.logger.log(generator_log.KEY + name, value, self.current_epoch)
-        self.print_to_log_file(generator_log.seen_line(seen))
+        self.print_to_log_file(generator_log.seen_line(seen, self._stage.judge is not None))
         self._keep()
 
     def _keep(self) -> None:
         """Write the generator, the curves and now and then a preview sheet."""
         if not all(bool(part.isfinite().all()) for part in self.network.parameters()):
             self._check("weights are no longer numbers")
-        save_generator(self.network.final, self.card, self._weights)
-        self._good_epoch = self.current_epoch
+        if self._watch.calm:
+            save_generator(self.network.final, self.card, self._weights)
+            self._good_epoch = self.current_epoch
+        else:
+            self.print_to_log_file(f"WARNING: FreeTumor generator: losses saturate; kept: epoch {self._good_epoch}")
         history = epoch_log.history(self.logger, generator_log.KEY, generator_log.NAMES)
         training_curves(history, join(self.output_folder, CURVES))
         if self.current_epoch % self.recipe.preview_every == 0 or self.current_epoch == self.num_epochs - 1:

@@ -70,10 +70,13 @@ def realism_command(
     chosen, folder = choose_device(device), check_writable(output)
     if cases is not None and cases < LEAST_PATIENTS:
         raise ValueError(f"--cases must be {LEAST_PATIENTS} or more, but it is {cases}.")
+    if processes < 1:
+        raise ValueError(f"-np must be 1 or more, but it is {processes}.")
+    patient_of = read_patients(patients)
     if images is None or labels is None:
         cases = cases or PHANTOM_CASES
         images, labels = map(str, make_phantoms(folder, cases, processes))
-    files = find_cases(images, labels, read_patients(patients), cases)
+    files = find_cases(images, labels, patient_of, cases)
     cohort, numbers = gather(files, contestants, setup, folder / "pairs", chosen.type)
     settings = {
         "images": Path(images).name, "cases": len(files), "prior": kind.name, "host": list(hosts), "tumor": tumor_label,

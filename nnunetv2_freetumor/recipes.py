@@ -4,6 +4,7 @@ The plans' section names a recipe and may change single numbers of it (`recipe_c
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -55,17 +56,20 @@ class Recipe:
         for name in ("divergence_steps", "validation_iterations", "preview_every"):
             check(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
         for name in ("generator_rate", "critic_rate"):
-            check(getattr(self, name) > 0, name, "must be above 0", getattr(self, name))
+            check(0 < getattr(self, name) < math.inf, name, "must be above 0", getattr(self, name))
         for field in dataclasses.fields(self):
             if field.name.endswith(("_weight", "_power", "_warmup_epochs")):
                 check(getattr(self, field.name) >= 0, field.name, "must not be negative", getattr(self, field.name))
         check(0 <= self.ema_decay < 1, "ema_decay", "must lie between 0 and 1, 1 excluded", self.ema_decay)
         check(all(0 <= beta < 1 for beta in self.betas), "betas", "must lie between 0 and 1, 1 excluded", self.betas)
         for name in ("spacing_mm", "chest_spacing_mm"):
-            check(min(getattr(self, name)) > 0, name, "must be above 0", getattr(self, name))
+            sides_mm = getattr(self, name)
+            check(min(sides_mm) > 0 and max(sides_mm) < math.inf, name, "must be above 0", sides_mm)
         for name in ("side_voxels", "chest_side_voxels"):
             sides = getattr(self, name)
-            check(min(sides) >= 8 and not any(s % 8 for s in sides), name, "must be multiples of 8, above 0", sides)
+            least = 16 if self.kind == "freetumor" or self.adversarial == "voxel" else 8  # normalizes over space
+            rule = f"must be multiples of 8, {least} or more"
+            check(min(sides) >= least and not any(s % 8 for s in sides), name, rule, sides)
 
 
 RECIPES = {
@@ -144,7 +148,17 @@ def recipe_for(section: Section) -> Recipe:
 
 
 def frame_for(recipe: Recipe, section: Section) -> Frame:
-    """Choose the window, the spacing and the insertion's sign: the chest's where any target is one of the lung's."""
-    if any(target.prior.name in CHEST_PRIORS for target in section.targets):
+    """Choose the window, the spacing and the insertion's sign: the chest's where any target is one of the lung's.
+
+    Raises:
+        ValueError: targets of chest and abdomen for the published network, which inserts with one sign.
+    """
+    chest = [target.prior.name in CHEST_PRIORS for target in section.targets]
+    if recipe.kind == "freetumor" and any(chest) and not all(chest):
+        raise ValueError(
+            "The published network brightens in the chest and darkens in the abdomen, so that one cannot learn both. "
+            "Set 'recipe' to lite, or leave targets of one kind only in the plans' freetumor section."
+        )
+    if any(chest):
         return Frame(CHEST_WINDOW_HU, recipe.chest_spacing_mm, recipe.chest_side_voxels, 1, "sigmoid")
     return Frame(ABDOMEN_WINDOW_HU, recipe.spacing_mm, recipe.side_voxels, -1, "tanh")

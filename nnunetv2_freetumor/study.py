@@ -80,6 +80,7 @@ def study_command(
     chosen, wish = demo.choose_device(device), Wish(dataset, configuration, plans_name)
     root = check_writable(output).resolve()
     prepared = prepare(root, wish, budget, chosen, jobs)
+    chosen_arms = study_data.servable(prepared.plans, chosen_arms, asked=arms is not None)
     runs = study_protocol.freeze(prepared, budget, settings, seeds)
     make_test_cases(prepared, wish)
     trials = list_trials(chosen_arms, settings[:1] if ablation else settings, runs, seeds)

@@ -10,6 +10,7 @@ import numpy as np
 from nnunetv2_freetumor import demo, plan, planning
 from nnunetv2_freetumor.cases import read_label, write_json
 from nnunetv2_freetumor.demo_steps import Step
+from nnunetv2_freetumor.generator_choice import choose_generators
 from nnunetv2_freetumor.phantom_cohort import write_cohort, write_test_cases
 from nnunetv2_freetumor.study_design import ALL_ARMS, KEY, Budget, Run, Setting, bundled, order_of, plans_name
 
@@ -144,6 +145,25 @@ def arm_plans(plans: dict[str, Any], budget: Budget, runs: tuple[Run, ...]) -> d
             KEY: plan.to_json(order_of(arm, budget, runs)),
         }
     return made
+
+
+def servable(plans: dict[str, Any], arms: Sequence[str], asked: bool) -> list[str]:
+    """Leave out arms whose generator does not serve the dataset's targets, and say so.
+
+    Raises:
+        ValueError: such an arm was asked for.
+    """
+    section, kept = bundled(plan.read_section(plans[plan.SECTION])), []
+    for arm in arms:
+        try:
+            if arm in ALL_ARMS:
+                choose_generators(ALL_ARMS[arm].change(section), {}, "", None, ())
+            kept.append(arm)
+        except ValueError as error:
+            if asked:
+                raise ValueError(f"--arms: '{arm}' cannot be run here. {error}") from error
+            print(f"The arm '{arm}' is left out. {error}")
+    return kept
 
 
 def write_arm_plans(folder: Path, made: dict[str, dict[str, Any]]) -> None:

@@ -89,6 +89,9 @@ def check_tensors(tensors: Mapping[str, Tensor], card: Card, path: str | Path) -
         "lacks": [name for name in expected if name not in tensors],
         "has unknown": [name for name in tensors if name not in expected],
         "has other shapes:": shapes,
+        "has no floating-point numbers in": [
+            name for name in shared if expected[name].is_floating_point() != tensors[name].is_floating_point()
+        ],
         "holds NaN or infinite values in": [name for name in shared if not tensors[name].isfinite().all()],
     }
     found = [f"it {problem} {_some(names)}" for problem, names in problems.items() if names]

@@ -122,6 +122,10 @@ def test_a_converted_checkpoint_gives_the_same_outputs(published, tmp_path, rng,
     out = capsys.readouterr().out
     assert ("left out: 2 of netD., 1 of netSeg." if prefix else "left out: none") in out
     assert f"{len(published[3])} weights of the generator converted" in out
+    before = (tmp_path / "new" / "a.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="a.safetensors exists already and is not overwritten. Choose another file"):
+        convert_command(str(tmp_path / "official.pt"), str(tmp_path / "new" / "a.safetensors"))
+    assert (tmp_path / "new" / "a.safetensors").read_bytes() == before
 
 
 def test_three_channels_are_the_abdomens(published, tmp_path):

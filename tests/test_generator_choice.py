@@ -99,11 +99,32 @@ def test_auto_takes_this_folds_own_generator_first(results):
 
 
 @pytest.mark.parametrize(
-    "other", [{"fold": 1}, {"plans": "otherPlans"}, {"configuration": "3d_lowres"}, {"trainer": f"{TRAINER}Mine"}]
+    "other", [{"fold": 1}, {"trainer": f"{TRAINER}Mine"}, {"trainer": f"{TRAINER}Mine", "plans": "otherPlans"}]
 )
-def test_another_fold_s_plans_configurations_or_trainers_generator_is_not_taken(results, other):
+def test_another_fold_s_or_trainers_generator_is_not_taken(results, other):
     trained(results, **other)
     assert choose().generator == "texture"
+
+
+@pytest.mark.parametrize("other", [{"plans": "otherPlans"}, {"configuration": "3d_lowres"}])
+def test_of_other_plans_or_configurations_a_generator_is_taken_where_these_have_none(results, other):
+    path = trained(results, **other, age=-50)
+    choice = choose()
+    assert choice.path == path and choice.reason.startswith(
+        "trained for Dataset007_Liver, "
+        + ", ".join([other.get("plans", "nnUNetPlans"), other.get("configuration", "3d_fullres"), "fold 0"])
+    )
+    trained(results, **other, training_cases=("val_1",))
+    with pytest.raises(ValueError, match="was trained on 1 of the 2 validation cases of fold 0"):
+        choose()
+    own = trained(results)
+    assert choose().path == own
+
+
+def test_a_generator_of_a_training_that_began_anew_is_passed_over(results):
+    path = trained(results)
+    os.utime(path.parent / CHECKPOINT, (1e9 - 3600, 1e9 - 3600))
+    assert choose().path is None and "whose training has not ended" in choose().reason
 
 
 def test_of_the_length_variants_the_plain_class_comes_first_then_the_newest(results):

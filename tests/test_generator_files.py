@@ -5,6 +5,7 @@ import pickle
 import re
 
 import pytest
+import safetensors.torch
 import torch
 from generator_examples import INSTALLED, Malicious, lite_card, trained_lite
 
@@ -83,7 +84,7 @@ def test_install_overwrites_nothing_else(lite_file, generator_folders, capsys):
     assert (generator_folders / INSTALLED / "mine.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["auto", "texture", "lite", "lite_phantom"])
+@pytest.mark.parametrize("name", ["auto", "texture", "constant", "lite", "lite_phantom"])
 def test_names_of_the_package_itself_are_taken(lite_file, generator_folders, name):
     (generator_folders / "bundled" / "lite_phantom.safetensors").write_bytes(lite_file.read_bytes())
     with pytest.raises(ValueError, match=f"The name '{name}' is taken by the package itself"):
@@ -93,6 +94,8 @@ def test_names_of_the_package_itself_are_taken(lite_file, generator_folders, nam
 def test_install_needs_nnunets_results_folder_and_a_proper_name(lite_file, generator_folders, monkeypatch):
     with pytest.raises(ValueError, match="A generator's name must start with a letter"):
         generator_files.install_command(str(lite_file), "../up")
+    with pytest.raises(ValueError, match="without the file's ending, but it is 'mine.safetensors'"):
+        generator_files.install_command(str(lite_file), "mine.safetensors")
     monkeypatch.delenv("nnUNet_results")
     with pytest.raises(ValueError, match="nnUNet_results is not set"):
         generator_files.install_command(str(lite_file))
@@ -107,6 +110,16 @@ def test_a_pickle_is_refused_in_one_line_and_nothing_of_it_runs(tmp_path, genera
         assert main(["generator", command, str(tmp_path / name)]) == 2
         assert re.search(r"a\.\w+ is a pickle.*generator convert OFFICIAL\.pt", capsys.readouterr().err)
     assert not trap.exists() and not any((generator_folders / INSTALLED).iterdir())
+
+
+@pytest.mark.parametrize("command", ["inspect", "install"])
+def test_weights_that_are_no_floating_point_numbers_are_refused(lite_file, generator_folders, capsys, command):
+    with safetensors.safe_open(lite_file, "pt") as file:
+        card, names = file.metadata(), file.keys()
+        tensors = {name: file.get_tensor(name).int() for name in names}
+    safetensors.torch.save_file(tensors, lite_file, card)
+    with pytest.raises(ValueError, match="it has no floating-point numbers in "):
+        getattr(generator_files, f"{command}_command")(str(lite_file))
 
 
 @pytest.mark.parametrize("command", ["inspect", "install"])

@@ -85,6 +85,7 @@ def test_each_target_learns_from_its_own_real_lesions_and_is_looked_at_beside_th
     drawn, real = looked[::2], looked[1::2]
     assert all(len(one.hu) == len(other.hu) for one, other in zip(drawn, real, strict=True))
     assert {round(contrast_of(one) / 60) for one in real} == {-1, 1}
+    assert set(stage._previewed) == {0, 1}, "previews show every target"
 
 
 def test_lesions_may_change_the_organ_and_their_own_surroundings_only(two_organs, organ_phantom):

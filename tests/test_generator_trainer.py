@@ -9,7 +9,7 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_freetumor import generator_card, generator_log, generator_trainer
+from nnunetv2_freetumor import divergence, generator_card, generator_log, generator_trainer
 from nnunetv2_freetumor.plan import SECTION, read_section
 from nnunetv2_freetumor.weights import load_generator
 
@@ -103,10 +103,12 @@ def test_a_training_leaves_weights_card_curves_and_previews_and_can_be_continued
     assert (folder / generator_trainer.CURVES).is_file() and (folder / "freetumor_preview_epoch_0000.png").is_file()
     assert (folder / "progress.png").is_file()
 
-    again = make(lesions_per_step=1)
+    again = make(lesions_per_step=1, ema_decay=0.0, generator_rate=1e-5)
     again.num_epochs = 2
     again.load_checkpoint(str(folder / "checkpoint_final.pth"))
-    assert again.recipe.lesions_per_step == 2, "a training goes on as it began"
+    assert again.recipe == made.recipe, "a training goes on as it began"
+    assert again.lr_scheduler._rates[0] == made.recipe.generator_rate
+    assert "freetumor section has changed; this training goes on with its own" in Path(again.log_file).read_text()
     assert torch.equal(again.network.critic.last.bias, made.network.critic.last.bias)
     assert again.optimizer.state_dict()["state"].keys() == made.optimizer.state_dict()["state"].keys()
     again.run_training()
@@ -131,6 +133,23 @@ def test_a_diverged_training_names_the_epoch_and_the_last_good_weights(make, mon
     with pytest.raises(RuntimeError, match="diverged in epoch 1: .*no longer a number.*weights of epoch 0 are in"):
         made.run_training()
     load_generator(Path(made.output_folder) / "generator.safetensors")
+
+
+@pytest.mark.slow
+def test_weights_of_a_training_that_saturates_do_not_replace_good_ones(make, monkeypatch):
+    made, calm = make(), iter([True, False])
+    made.num_epochs = 2
+    monkeypatch.setattr(divergence.Divergence, "calm", property(lambda _: next(calm)))
+    kept, keep = [], made._keep
+
+    def _watched():
+        keep()
+        kept.append(Path(made._weights).read_bytes())
+
+    monkeypatch.setattr(made, "_keep", _watched)
+    made.run_training()
+    assert kept[0] == kept[1] and made._good_epoch == 0
+    assert "losses saturate; kept: epoch 0" in Path(made.log_file).read_text()
 
 
 @pytest.mark.slow
@@ -166,3 +185,9 @@ def test_only_targets_with_real_tumors_are_learned(make):
     both = dataclasses.replace(made.section, targets=(kidney, liver))
     kept = generator_card.learnable_targets(both, made.preprocessed_dataset_folder, ["case_1"], 0)
     assert [target.name for target in kept.targets] == ["liver tumor"]
+    made._settle(both)
+    made._announce("here")
+    text = (
+        "WARNING: FreeTumor generator: kidney tumor will not be learned: no training case of fold 0 holds a real tumor"
+    )
+    assert text in Path(made.log_file).read_text()

@@ -203,12 +203,23 @@ def test_a_size_that_the_judge_hardly_accepts_passes_from_the_next_epoch_on(base
     made = make(make_trainer, **FEW)
     made._synthesizer = made.make_synthesizer(read_section(made.plans_manager.plans["freetumor"]))
     gate = made._synthesizer.gate
-    _log_epochs(made, [0.3])
-    assert epoch_log.ungate(made._synthesizer, made.logger) == [] and gate.ungated == frozenset()
-    _log_epochs(made, [0.3, 0.25, 0.9])
+    for shares in ([0.0, 0.2], [0.3, 0.3, 0.3], [0.8, 0.0, 0.6, 0.1, 0.8]):  # too few; just enough; unlucky epochs
+        _log_epochs(made, shares)
+        assert epoch_log.ungate(made._synthesizer, made.logger) == [] and gate.ungated == frozenset()
+    _log_epochs(made, [0.3, 0.25, 0.2, 0.9])
     (text,) = epoch_log.ungate(made._synthesizer, made.logger)
     assert gate.ungated == {0} and epoch_log.ungate(made._synthesizer, made.logger) == []
     assert "the judge accepted only 25 % of the lesions of <10 mm, fewer than 30 % (min_accepted_share)" in text
+
+
+def test_a_size_that_is_rare_in_each_epoch_passes_once_enough_were_judged(baseline, make_trainer):
+    made = make(make_trainer, **FEW)
+    made._synthesizer = made.make_synthesizer(read_section(made.plans_manager.plans["freetumor"]))
+    epoch_log.register(made.logger, 0)
+    for epoch in range(6):
+        made.logger.log(epoch_log.KEY + JUDGED[3], 9.0, epoch)
+        made.logger.log(epoch_log.KEY + ACCEPTED[3], 1.0, epoch)
+        assert bool(epoch_log.ungate(made._synthesizer, made.logger)) == (epoch == 5)
 
 
 def test_few_lesions_and_epochs_from_before_ungate_nothing(baseline, make_trainer):
@@ -236,7 +247,7 @@ def test_a_training_with_a_judge_logs_its_shares_and_continues_with_what_it_unga
     ungated = made._synthesizer.gate.ungated
     text = Path(made.log_file).read_text()
     assert ungated and "FreeTumor: judge accepted " in text and "drawn a second time" in text
-    assert "WARNING: FreeTumor: in one epoch the judge accepted only 0 % of the lesions of" in text
+    assert "WARNING: FreeTumor: so far the judge accepted only 0 % of the lesions of" in text
     again = make_trainer(trainer.nnUNetTrainerFreeTumor_1epoch)
     again.num_epochs = 2
     again.load_checkpoint(str(Path(made.output_folder) / CHECKPOINT))

@@ -44,6 +44,9 @@ def test_single_numbers_are_changed_by_name_and_the_recipe_itself_stays():
         ({"epochs": "many"}, "'recipe_changes.epochs' must be of type int, but it is 'many'"),
         ({"adversarial": "wasserstein"}, "must be one of 'hinge', 'voxel'"),
         ({"side_voxels": [30, 32, 32]}, "'side_voxels' must be multiples of 8"),
+        ({"kind": "freetumor", "side_voxels": [16, 8, 16]}, "'side_voxels' must be multiples of 8, 16 or more"),
+        ({"generator_rate": float("inf")}, "'generator_rate' must be above 0"),
+        ({"spacing_mm": [1.0, float("inf"), 1.0]}, "'spacing_mm' must be above 0"),
         ({"ema_decay": 1.0}, "'ema_decay' must lie between 0 and 1"),
         ({"betas": [0.5, 1.0]}, "'betas' must lie between 0 and 1"),
         ({"judge_weight": -1}, "'judge_weight' must not be negative"),
@@ -55,6 +58,13 @@ def test_single_numbers_are_changed_by_name_and_the_recipe_itself_stays():
 def test_a_wrong_change_is_refused_by_name(changes, text):
     with pytest.raises(ValueError, match=text):
         recipe_for(section(recipe_changes=changes))
+
+
+def test_the_published_network_cannot_serve_chest_and_abdomen_at_once():
+    both = dataclasses.replace(section(), targets=section("lung").targets + section("liver").targets)
+    with pytest.raises(ValueError, match="brightens in the chest and darkens in the abdomen, .* Set 'recipe' to lite"):
+        frame_for(RECIPES["published"], both)
+    assert frame_for(RECIPES["lite"], both).window_hu == (-1000.0, 500.0)
 
 
 def test_the_abdomens_map_is_subtracted_and_the_chests_added():

@@ -133,6 +133,20 @@ def test_a_judged_arm_is_judged_by_the_real_arm_of_the_same_setting_and_seed(tmp
     assert {section.judge for section in arm_sections().values()} == {"off"}
 
 
+def test_arms_whose_generator_does_not_serve_the_datasets_organs_stay_out_or_are_refused_by_name(capsys):
+    kidney = dataclasses.replace(section().targets[0], prior=priors.load("kidney"))
+    plans = {plan.SECTION: plan.to_json(dataclasses.replace(section(), targets=(kidney,)))}
+    assert study_data.servable(plans, ["real", "texture", "lite", "threshold"], asked=False) == [
+        "real",
+        "texture",
+        "threshold",
+    ]
+    assert "The arm 'lite' is left out. The generator 'lite" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--arms: 'lite' cannot be run here. .* needs 'kidney'"):
+        study_data.servable(plans, ["lite"], asked=True)
+    assert study_data.servable({plan.SECTION: plan.to_json(section())}, ["lite"], asked=True) == ["lite"]
+
+
 def test_a_judged_arm_without_its_judge_is_refused(tmp_path):
     runs = study_data.plan_runs(POOL, SETTINGS, 1)
     place = Place(
