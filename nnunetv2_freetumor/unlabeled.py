@@ -62,7 +62,7 @@ def add_unlabeled_command(
         },
     )
     check_cluster(scheduler, workers)
-    workers = workers or _workers(device, scheduler, bool(host_model or judge or mark_suspects))
+    workers = _workers(workers, device, scheduler, bool(host_model or judge or mark_suspects))
     folder = _check_plans(dataset, plans_name, configuration)
     job = Job(
         preprocessed=str(folder),
@@ -89,12 +89,12 @@ def add_unlabeled_command(
     return exit_code(reports)
 
 
-def _workers(device: str | None, scheduler: str | None, models: bool) -> int | None:
+def _workers(asked: int | None, device: str | None, scheduler: str | None, models: bool) -> int | None:
     """Check the device, and choose one process for a GPU; None: one for each CPU core."""
     if scheduler is not None and device in (None, "cpu", "cuda"):
-        return None  # a cluster's workers may have what is missing here
+        return asked  # a cluster's workers may have what is missing here
     on = offline.choose_device(device)
-    return 1 if models and on.type == "cuda" else None
+    return 1 if asked is None and models and on.type == "cuda" else asked
 
 
 def _add(images: str, job: Job, place: Place, run: Run) -> list[CaseReport]:

@@ -163,10 +163,13 @@ def test_marking_refuses_options_that_would_do_nothing(options, place):
         unlabeled.add_unlabeled_command(DATASET, mark_suspects="m", **options)
 
 
-def test_a_device_that_is_not_there_ends_before_any_scan_is_read(place):
+@pytest.mark.parametrize("workers", [None, 1])
+def test_a_device_that_is_not_there_ends_before_any_scan_is_read(place, workers):
     place.add("a", *scan(1))
     with pytest.raises(ValueError, match="-device must be cpu or cuda, but it is 'gpu'"):
-        unlabeled.add_unlabeled_command(DATASET, str(place.images), hosts=str(place.hosts), device="gpu")
+        unlabeled.add_unlabeled_command(
+            DATASET, str(place.images), hosts=str(place.hosts), device="gpu", workers=workers
+        )
 
 
 @pytest.mark.parametrize(("options", "workers"), [({"judge": "m"}, 1), ({}, None), ({"judge": "m", "workers": 3}, 3)])
