@@ -28,10 +28,11 @@ demo: $(READY)
 
 # slow tests train networks, one at a time
 test: $(READY) test-fast
-	$(BIN)/python -m pytest -m slow
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m slow
 
+# two processes of one thread each: several threads in both get in each other's way
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
 
 check: $(READY)
 	$(BIN)/ruff format --check $(RUFF_OPTIONS) $(SOURCES)
