@@ -103,9 +103,9 @@ def _choose(section: Section, target: Target, plans: dict[str, Any], configurati
         return ASKED_FOR
     if section.generator != "auto":
         return _named(section.generator, target)
-    files = _own_files(plans, configuration, fold)
+    files = _own_files(plans, fold)
     ended = [file for file in files if _has_ended(file)]
-    own = _own(ended, plans, fold) if ended else None
+    own = _own(ended, plans, configuration, fold) if ended else None
     if own is not None and target.prior.name in own.card.hosts:
         return own
     passed = "" if ended or not files else f"; passed over: {files[0]}, whose training has not ended"
@@ -130,16 +130,14 @@ def _named(name: str, target: Target) -> _Found:
     return _Found(path, card, ASKED_FOR)
 
 
-def _own_files(plans: dict[str, Any], configuration: str, fold: Fold) -> list[Path]:
-    """List the generators that were, or are being, trained for this dataset and fold; with these plans if there are."""
+def _own_files(plans: dict[str, Any], fold: Fold) -> list[Path]:
+    """List the generators that were, or are being, trained for this dataset and fold."""
     results = os.environ.get(_RESULTS)
     if not (plans and results):
         return []
     pattern = f"{TRAINER}*__*__*/fold_{'*' if fold is None else fold}/{FILE}"
     found = sorted((Path(results) / plans["dataset_name"]).glob(pattern))
-    ending = f"__{plans['plans_name']}__{configuration}"
-    found = [path for path in found if _LENGTHS.fullmatch(path.parts[-3].split("__")[0])]
-    return [path for path in found if path.parts[-3].endswith(ending)] or found
+    return [path for path in found if _LENGTHS.fullmatch(path.parts[-3].split("__")[0])]
 
 
 def _has_ended(file: Path) -> bool:
@@ -148,9 +146,15 @@ def _has_ended(file: Path) -> bool:
     return checkpoint.is_file() and checkpoint.stat().st_mtime > file.stat().st_mtime - COPYING_SECONDS
 
 
-def _own(files: Sequence[Path], plans: dict[str, Any], fold: Fold) -> _Found:
-    """Choose among a dataset's own generators: by the plain class if there is one, else the newest."""
-    path = max(files, key=lambda f: (fold is not None and f.parts[-3].startswith(f"{TRAINER}__"), f.stat().st_mtime_ns))
+def _own(files: Sequence[Path], plans: dict[str, Any], configuration: str, fold: Fold) -> _Found:
+    """Choose among a dataset's own generators: of these plans, by the plain class, the newest, in this order."""
+
+    def _rank(file: Path) -> tuple[bool, bool, int]:
+        model = file.parts[-3]
+        of_these = model.endswith(f"__{plans['plans_name']}__{configuration}")
+        return of_these, fold is not None and model.startswith(f"{TRAINER}__"), file.stat().st_mtime_ns
+
+    path = max(files, key=_rank)
     where = ", ".join([plans["dataset_name"], *path.parts[-3].split("__")[1:]])
     newest = "the newest of all folds, " if fold is None else ""
     fold_name = path.parent.name.replace("_", " ")

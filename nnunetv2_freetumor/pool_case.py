@@ -13,9 +13,8 @@ from nnunetv2_freetumor.cases import Case
 from nnunetv2_freetumor.contents import content_hash
 from nnunetv2_freetumor.hosts import host_mask
 from nnunetv2_freetumor.intensity import from_plans
-from nnunetv2_freetumor.pool_hosts import Masks, model_values, predict_masks, read_masks
+from nnunetv2_freetumor.pool_hosts import Masks, predict_masks, read_masks
 from nnunetv2_freetumor.pool_images import Unfit, Unusable
-from nnunetv2_freetumor.pool_labels import PoolLabels
 from nnunetv2_freetumor.pool_orders import Job, Order, Place, labeled, place_of, settings_of
 from nnunetv2_freetumor.pool_segmenter import load_model, predict_lesions
 from nnunetv2_freetumor.suspects import find_holes, find_islands, keep_places, take_out
@@ -63,19 +62,7 @@ def _cleared(job: Job, place: Place) -> str:
         return load_model(job.judge, job.device).name
     if job.tumor_free:
         return TUMOR_FREE
-    return load_model(job.host_model, job.device).name if cleared_by_host_model(job, place.labels) else ""
-
-
-def cleared_by_host_model(job: Job, known: PoolLabels) -> bool:
-    """Tell whether it is the host model that has looked for tumors, as nobody else has."""
-    asked = job.judge or job.tumor_free
-    return bool(not asked and job.host_model and job.host_model_looks and model_lesions(job, known))
-
-
-def model_lesions(job: Job, known: PoolLabels) -> frozenset[int]:
-    """Tell which of the dataset's lesions the host model has a label for."""
-    model = load_model(job.host_model, job.device)
-    return known.lesions & set(model_values(model, known, dict(job.name_map)).values())
+    return load_model(job.host_model, job.device).name if job.host_model_looks else ""
 
 
 def _check_name(order: Order, folder: Path, content: str) -> None:

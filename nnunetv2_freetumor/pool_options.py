@@ -63,6 +63,13 @@ def check_job(job: Job, place: Place, adds: bool) -> None:
             raise ValueError(f"--host-model knows the labels {known}, and none is a host here: give a --name-map.")
 
 
+def host_model_looks(job: Job, place: Place) -> bool:
+    """Tell whether the host model is who looks for tumors: it knows them, and no judge and no user has a say."""
+    model = load_model(job.host_model, "cpu")
+    known = set(model_values(model, place.labels, dict(job.name_map)).values()) & place.labels.lesions
+    return not (job.judge or job.tumor_free) and bool(known) and met_lesions(model, place)
+
+
 def met_lesions(model: Model, place: Place) -> bool:
     """Tell whether a model has been shown one of the dataset's lesions; see `has_met_lesions`."""
     absent = place.section.fingerprint.get("absent_labels", [])

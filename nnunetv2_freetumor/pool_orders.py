@@ -28,7 +28,7 @@ class Job(NamedTuple):
     tumor_free: bool = False
     judge: str = ""
     models: tuple[str, ...] = ()  # names of host model and judge: one that was trained on is another one
-    host_model_looks: bool = False  # the host model has learned what a tumor is
+    host_model_looks: bool = False  # it has learned what a tumor is, and nobody else looks
     device: str = ""  # of the models; each worker chooses without one
 
 

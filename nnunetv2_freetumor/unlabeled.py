@@ -17,7 +17,7 @@ from nnunetv2_freetumor.case_reports import EARLIER, CaseReport, exit_code, summ
 from nnunetv2_freetumor.cluster import check_cluster, run_cases
 from nnunetv2_freetumor.contents import labeled_contents
 from nnunetv2_freetumor.plan import SECTION, check_origin, read_section
-from nnunetv2_freetumor.pool_case import add_case, cleared_by_host_model
+from nnunetv2_freetumor.pool_case import add_case
 from nnunetv2_freetumor.pool_images import duplicate_of, find_images
 from nnunetv2_freetumor.pool_marking import MarkOrder, is_marked, mark_case
 from nnunetv2_freetumor.pool_orders import Job, Order, Place, is_done, labeled, place_of
@@ -80,11 +80,11 @@ def add_unlabeled_command(
     pool_options.check_job(job, place, adds=images is not None)
     job = job._replace(models=tuple(load_model(path, "cpu").name for path in (job.host_model, job.judge) if path))
     if job.host_model:
-        job = job._replace(host_model_looks=pool_options.met_lesions(load_model(job.host_model, "cpu"), place))
+        job = job._replace(host_model_looks=pool_options.host_model_looks(job, place))
     run = functools.partial(run_cases, scheduler=scheduler, workers=workers, title="unlabeled cases")
     reports = _add(images, job, place, run) if images is not None else _mark(job, place, run)
-    print("\n".join([*summary_lines(reports), *_doubts(job, place, reports), *_what_now(place, job, dataset)]))
     write_reports(reports, place.folder / REPORT)
+    print("\n".join([*summary_lines(reports), *_doubts(job, reports), *_what_now(place, job, dataset)]))
     print(f"Every case: {place.folder / REPORT}")
     return exit_code(reports)
 
@@ -174,10 +174,10 @@ def _sweep(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _doubts(job: Job, place: Place, reports: Sequence[CaseReport]) -> list[str]:
+def _doubts(job: Job, reports: Sequence[CaseReport]) -> list[str]:
     """Warn of a model that has found nothing anywhere: it may know no tumor when it sees one."""
     seen = [report for report in reports if report.state == "done" and report.reason != EARLIER]
-    looks = job.host_model if cleared_by_host_model(job, place.labels) else job.judge
+    looks = job.host_model if job.host_model_looks else job.judge
     if not looks or not seen or any("cases with suspects" in report.counts for report in seen):
         return []
     return [

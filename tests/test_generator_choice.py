@@ -117,8 +117,11 @@ def test_of_other_plans_or_configurations_a_generator_is_taken_where_these_have_
     trained(results, **other, training_cases=("val_1",))
     with pytest.raises(ValueError, match="was trained on 1 of the 2 validation cases of fold 0"):
         choose()
+    trained(results, **other, age=-50)
     own = trained(results)
     assert choose().path == own
+    (own.parent / CHECKPOINT).unlink()
+    assert choose().path == path, "finished with other plans comes before unfinished with these"
 
 
 def test_a_generator_of_a_training_that_began_anew_is_passed_over(results):

@@ -15,8 +15,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from pools import SPACING_MM, scan
 from torch.nn.functional import cross_entropy
 
-from nnunetv2_freetumor import pool, pool_hosts, startup, trainer
+from nnunetv2_freetumor import pool, pool_hosts, startup, trainer, unlabeled
 from nnunetv2_freetumor.bench_data import CONFIGURATION, DATASET, PLANS
+from nnunetv2_freetumor.case_reports import CaseReport
 from nnunetv2_freetumor.cases import Case
 from nnunetv2_freetumor.generator_trainer import nnUNetTrainerFreeTumorGenerator
 from nnunetv2_freetumor.plan import SECTION, Section, read_section, to_json
@@ -360,6 +361,19 @@ def test_a_trained_model_finds_hosts_and_clears_what_it_has_looked_at(place, cap
     model_that_says(place, 2)
     assert place.run(hosts=False, tumor_free=False, host_model=model, annotates=["liver"]) == 1
     assert place.reasons()["a"].startswith("no host in view")
+
+
+def test_a_cluster_s_client_needs_no_gpu_and_the_report_comes_first(place, monkeypatch):
+    place.add("a", scan(1)[0])
+    done = [CaseReport("a", "done")]
+    monkeypatch.setattr(unlabeled, "run_cases", lambda *_, **__: done)
+    options = {"host_model": model_that_says(place, 1), "scheduler": "tcp://there:1", "device": "cuda"}
+    assert unlabeled.add_unlabeled_command(DATASET, str(place.images), **options) == 0
+    monkeypatch.setattr(pool, "open_pool", lambda *_: 1 / 0)
+    done.append(CaseReport("b", "skipped", "why"))
+    with pytest.raises(ZeroDivisionError):
+        unlabeled.add_unlabeled_command(DATASET, str(place.images), **options)
+    assert place.reasons() == {"a": "done", "b": "why"}
 
 
 def test_a_trained_model_marks_suspects_and_a_case_that_is_all_suspect_waits(place, capsys):
