@@ -38,12 +38,12 @@ WORKERS = Option("--workers", "workers", "processes of this machine (one for eac
 
 COMMANDS = {
     "plan": Command(
-        "planning:plan_command",
+        "planning.section:plan_command",
         "derive the freetumor section from the dataset and write it into the plans",
         (DATASET, PLANS, Option("--widen-window", "widen", "widen the clip window where it would hide tumors", bool)),
     ),
     "preview": Command(
-        "preview:preview_command",
+        "offline.preview:preview_command",
         "draw before/after/mask pictures from the preprocessed training cases",
         (
             DATASET,
@@ -55,7 +55,7 @@ COMMANDS = {
         ),
     ),
     "synthesize": Command(
-        "offline:synthesize_case",
+        "offline.one_case:synthesize_case",
         "plant tumors into one raw CT case, without any nnU-Net dataset",
         (
             Option("-i", "image", "CT image in HU, such as .nii.gz", required=True),
@@ -74,7 +74,7 @@ COMMANDS = {
         ),
     ),
     "synthesize-dataset": Command(
-        "synthesize_dataset:synthesize_dataset",
+        "offline.dataset:synthesize_dataset",
         "write a raw dataset of cases with planted tumors, each with its provenance",
         (
             Option("-o", "output", "folder of the new dataset, such as $nnUNet_raw/Dataset901_Planted", required=True),
@@ -96,7 +96,7 @@ COMMANDS = {
         ),
     ),
     "evaluate": Command(
-        "evaluation:evaluate_command",
+        "evaluation.command:evaluate_command",
         "score predictions lesion by lesion: found by size, false positives, intervals, comparison, page",
         (
             Option("-ref", "references", "folder with reference label maps", required=True),
@@ -118,7 +118,7 @@ COMMANDS = {
         ),
     ),
     "generator convert": Command(
-        "conversion:convert_command",
+        "generators.conversion:convert_command",
         "turn the authors' published checkpoint into a generator file with a card",
         (
             Option("OFFICIAL.pt", "checkpoint", "the authors' checkpoint; nothing in it is executed", required=True),
@@ -128,14 +128,14 @@ COMMANDS = {
             Option("--name", "name", "of the generator (freetumor_abdomen, _lung or _covid19 otherwise)"),
         ),
     ),
-    "generator list": Command("generator_files:list_command", "list the bundled and the installed generators"),
+    "generator list": Command("generators.install:list_command", "list the bundled and the installed generators"),
     "generator inspect": Command(
-        "generator_files:inspect_command",
+        "generators.install:inspect_command",
         "check a generator file completely and print its card",
         (Option("FILE", "file", "generator file, or name of an installed or bundled one", required=True),),
     ),
     "generator install": Command(
-        "generator_files:install_command",
+        "generators.install:install_command",
         "check a generator file completely and install it, so that plans can name it",
         (
             Option("FILE", "file", "generator file", required=True),
@@ -143,7 +143,7 @@ COMMANDS = {
         ),
     ),
     "generator make-bundled": Command(
-        "bundled_training:make_bundled_command",
+        "experiments.bundled.command:make_bundled_command",
         "train the generator that comes with this package, on phantoms and on real CT with grown tumors",
         (
             Option("-o", "output", "folder for everything; give it again to go on", required=True),
@@ -155,7 +155,7 @@ COMMANDS = {
         ),
     ),
     "realism": Command(
-        "realism:realism_command",
+        "experiments.realism.command:realism_command",
         "let a classifier tell real lesions from synthetic ones: AUC by generator, and what gives them away",
         (
             Option("-o", "output", "folder for everything; give it again to go on", required=True),
@@ -174,7 +174,7 @@ COMMANDS = {
         ),
     ),
     "add-unlabeled": Command(
-        "unlabeled:add_unlabeled_command",
+        "pool.command:add_unlabeled_command",
         "add CT without labels to a dataset's pool, which training draws from, or mark suspects in that pool",
         (
             DATASET,
@@ -200,12 +200,12 @@ COMMANDS = {
     ),
     "trainer-path": Command("cli:print_trainer_path", "print the folder for nnU-Net's nnUNet_extTrainer"),
     "demo": Command(
-        "demo:demo_command",
+        "experiments.demo.command:demo_command",
         "run the whole line on a made-up CT cohort and write a report",
         (Option("-o", "output", "folder for everything the demo makes", required=True), DEVICE),
     ),
     "study": Command(
-        "study:study_command",
+        "experiments.study.command:study_command",
         "compare training with and without synthetic tumors: arms x few-label settings x seeds",
         (
             Option("-o", "output", "folder of the study; give it again to go on", required=True),
@@ -227,7 +227,7 @@ COMMANDS = {
         ),
     ),
     "bench": Command(
-        "bench:bench_command",
+        "experiments.bench.command:bench_command",
         "measure what synthesis costs beside plain nnU-Net",
         (Option("-o", "output", "folder for the benchmark's data and results", required=True), DEVICE),
     ),

@@ -143,9 +143,9 @@ def check_trainers() -> Iterator[Finding]:
 
 def check_bundled() -> Iterator[Finding]:
     """List the generators and the bundled priors."""
-    from nnunetv2_freetumor.cards import Card
+    from nnunetv2_freetumor.generators.cards import Card
+    from nnunetv2_freetumor.generators.weights import available
     from nnunetv2_freetumor.priors import load, names
-    from nnunetv2_freetumor.weights import available
 
     found = available()
     served = [f"{card.name} ({', '.join(card.hosts)})" for _, card in found if isinstance(card, Card)]
@@ -161,7 +161,7 @@ def check_bundled() -> Iterator[Finding]:
 
 def check_dataset(dataset: str, plans_name: str) -> Iterator[Finding]:
     """Check one dataset's section and clip window."""
-    from nnunetv2_freetumor.planning import check_dataset as find_problems
+    from nnunetv2_freetumor.planning.section import check_dataset as find_problems
 
     try:
         problems = find_problems(dataset, plans_name)

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from nnunetv2_freetumor.strict_json import check, read_as
+from nnunetv2_freetumor.files.strict_json import check, read_as
 
 SECTION = "freetumor"
 DIAMETER_BOUNDS_MM = (10.0, 20.0, 50.0)

@@ -22,24 +22,16 @@ from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepo
 )
 from torch import Tensor
 
-from nnunetv2_freetumor import (
-    augmentation,
-    chosen,
-    clip_window,
-    epoch_log,
-    figures,
-    intensity,
-    judge_choice,
-    label_free,
-    plan,
-    plan_report,
-)
-from nnunetv2_freetumor.evaluation_after_training import LesionEvaluationMixin
-from nnunetv2_freetumor.generator_choice import build_generators
-from nnunetv2_freetumor.pool_training import PoolMixin
-from nnunetv2_freetumor.split_guard import SplitGuardMixin
-from nnunetv2_freetumor.synthesis import Synthesizer
-from nnunetv2_freetumor.training_section import resolve_section
+from nnunetv2_freetumor import intensity, plan
+from nnunetv2_freetumor.generators.choice import build_generators
+from nnunetv2_freetumor.pages import sheets
+from nnunetv2_freetumor.planning import clip_window, report
+from nnunetv2_freetumor.pool.training import PoolMixin
+from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
+from nnunetv2_freetumor.training import augmentation, epoch_log, judge_choice, label_free, start
+from nnunetv2_freetumor.training.lesion_evaluation import LesionEvaluationMixin
+from nnunetv2_freetumor.training.section import resolve_section
+from nnunetv2_freetumor.training.split_guard import SplitGuardMixin
 
 __all__ = [
     "FreeTumorMixin",
@@ -81,7 +73,7 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
     def make_synthesizer(self, section: plan.Section) -> Synthesizer:
         """Build what plants tumors; to plant otherwise, override this."""
         plans, device = self.plans_manager.plans, augmentation.device_for(self.device)
-        section, choices = chosen.settle(section, self)
+        section, choices = start.settle(section, self)
         generators = build_generators(choices, section, plans["transpose_forward"].index(0), device)
         x_mm, y_mm, z_mm = map(float, self.configuration_manager.spacing)
         gate = judge_choice.resolve_judge(section, self)
@@ -135,7 +127,7 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
         for line in epoch_log.report(counts, self._synthesizer, self.logger, repair):
             self.print_to_log_file(line)
         if self.local_rank == 0:
-            figures.counts_curve(epoch_log.history(self.logger), join(self.output_folder, CURVE))
+            sheets.counts_curve(epoch_log.history(self.logger), join(self.output_folder, CURVE))
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Keep labels that no case holds out of the pseudo Dice, and its moving average a number."""
@@ -158,7 +150,7 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
         first_time = self.current_epoch == 0 or not isfile(join(self.output_folder, PREVIEW))
         self._preview_due = self.local_rank == 0 and first_time
         setting = f"FreeTumor: generator {section.generator}, seed {section.seed}, section from {self._section_source}"
-        lines = [setting, plan_report.describe(section, self.plans_manager.plans)]
+        lines = [setting, report.describe(section, self.plans_manager.plans)]
         self.print_to_log_file("\n".join(lines + epoch_log.ungate(self._synthesizer, self.logger)))
         self._absent_columns = label_free.absent_columns(self.preprocessed_dataset_folder, self.label_manager)
         if self._absent_columns:
@@ -172,7 +164,7 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
         synthesis = self._synthesizer(image, label, *draws)
         self._counts.add(synthesis.counts)
         if self._preview_due:
-            self._preview_due = not figures.batch_preview(
+            self._preview_due = not sheets.batch_preview(
                 image, synthesis.image, label, synthesis.label, synthesis.lesions, self._synthesizer.intensity,
                 self._synthesizer.spacing_mm, join(self.output_folder, PREVIEW),
             )  # fmt: skip

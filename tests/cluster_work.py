@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import pytest
 
-from nnunetv2_freetumor.case_reports import CaseReport
-from nnunetv2_freetumor.cases import write_text
+from nnunetv2_freetumor.cluster.reports import CaseReport
+from nnunetv2_freetumor.files.cases import write_text
 
 TESTS = Path(__file__).parent
 TIME_LIMIT_S = 1200  # a test that stalls fails, and shows where; a busy machine may take minutes to import PyTorch

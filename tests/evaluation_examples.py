@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from nnunet_folders import LIVER, write_volume
 
-from nnunetv2_freetumor.evaluation_cases import Cohort, Files
-from nnunetv2_freetumor.evaluation_results import OTHER, OURS, Evaluation, PairResult
-from nnunetv2_freetumor.scores import (
+from nnunetv2_freetumor.evaluation.inputs import Cohort, Files
+from nnunetv2_freetumor.evaluation.results import OTHER, OURS, Evaluation, PairResult
+from nnunetv2_freetumor.evaluation.scores import (
     ALL_SIZES,
     THRESHOLDS,
     CaseScore,

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from generator_examples import INSTALLED, lite_card, trained_lite
 
-from nnunetv2_freetumor import generator_files, weights
-from nnunetv2_freetumor.weights import save_generator
+from nnunetv2_freetumor.generators import install, weights
+from nnunetv2_freetumor.generators.weights import save_generator
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def lite_file(tmp_path) -> Path:
 def generator_folders(tmp_path, monkeypatch) -> Path:
     """Give empty folders for installed and for bundled generators."""
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
-    for module in (weights, generator_files):
+    for module in (weights, install):
         monkeypatch.setattr(module, "bundled_folder", lambda: tmp_path / "bundled")
     for folder in (INSTALLED, "bundled"):
         (tmp_path / folder).mkdir(parents=True)

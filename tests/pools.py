@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from nnunet_folders import write_volume
 
-from nnunetv2_freetumor.bench_data import CONFIGURATION, DATASET, PLANS, Layout, write_dataset
+from nnunetv2_freetumor.experiments.bench.data import CONFIGURATION, DATASET, PLANS, Layout, write_dataset
 from nnunetv2_freetumor.plan import SECTION, plans_hash
-from nnunetv2_freetumor.unlabeled import add_unlabeled_command
+from nnunetv2_freetumor.pool.command import add_unlabeled_command
 
 LAYOUT = Layout((32, 56, 56), (4.0, 2.0, 2.0), (16, 32, 32), (4, 4, 8), cases=2)
 SHAPE, SPACING_MM = (24, 40, 44), (4.0, 2.0, 2.0)

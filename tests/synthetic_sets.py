@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from nnunet_folders import Folders, organ_case, write_volume
 
-from nnunetv2_freetumor import fingerprint
-from nnunetv2_freetumor.synthesize_dataset import synthesize_dataset
+from nnunetv2_freetumor.offline.dataset import synthesize_dataset
+from nnunetv2_freetumor.planning import fingerprint
 
 NAME = "Dataset901_Planted"
 FOLDER_SETTINGS = {"prior": "liver", "host": [1], "tumor": 2, "lesions": 1, "workers": 1}

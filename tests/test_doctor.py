@@ -7,8 +7,9 @@ import types
 
 import pytest
 
-from nnunetv2_freetumor import doctor, weights
-from nnunetv2_freetumor.cards import Card
+from nnunetv2_freetumor import doctor
+from nnunetv2_freetumor.generators import weights
+from nnunetv2_freetumor.generators.cards import Card
 from nnunetv2_freetumor.startup import EXT_TRAINER, VARIABLE
 
 
@@ -37,7 +38,7 @@ def fake_planning(monkeypatch, check_dataset):
     """Put a function in the place of the planning module's check."""
     fake = types.ModuleType("planning")
     fake.check_dataset = check_dataset
-    monkeypatch.setitem(sys.modules, "nnunetv2_freetumor.planning", fake)
+    monkeypatch.setitem(sys.modules, "nnunetv2_freetumor.planning.section", fake)
 
 
 def test_a_sound_installation_ends_without_an_exit_code(quick, paths, capsys):

@@ -31,18 +31,6 @@ def test_every_setting_is_described(setting):
     assert f"`{setting}`" in README
 
 
-def test_every_module_is_in_the_architecture_table():
-    table = README[README.index("## Architecture") : README.index("## Speed")]
-    named = {
-        name
-        for pattern in re.findall(r"`([\w*]+)\.py`", table)
-        for name in ROOT.glob(f"nnunetv2_freetumor/{pattern}.py")
-    }
-    assert {path.name for path in ROOT.glob("nnunetv2_freetumor/*.py")} - {path.name for path in named} == {
-        "__init__.py"
-    }
-
-
 def test_every_command_and_option_of_the_examples_exists():
     for line in re.findall(r"^nnUNetv2_freetumor (.*?)(?: +#.*)?$", README, flags=re.MULTILINE):
         name = max((name for name in COMMANDS if f"{line} ".startswith(f"{name} ")), key=len)

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunetv2_freetumor.cli import main
-from nnunetv2_freetumor.demo_steps import program
+from nnunetv2_freetumor.experiments.steps import program
 
 ROOT = Path(__file__).parents[1]
 REAL_CT = ROOT.parent / "shared/data/ct"

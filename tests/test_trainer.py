@@ -16,8 +16,9 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoM
     nnUNetTrainerNoMirroring,
 )
 
-from nnunetv2_freetumor import augmentation, evaluation_after_training, trainer, training_section
-from nnunetv2_freetumor.bench_data import CONFIGURATION, DATASET, PLANS
+from nnunetv2_freetumor import trainer
+from nnunetv2_freetumor.experiments.bench.data import CONFIGURATION, DATASET, PLANS
+from nnunetv2_freetumor.training import augmentation, lesion_evaluation, section
 
 pytest_plugins = ["tiny_trainings"]
 
@@ -137,9 +138,7 @@ def test_validation_is_scored_lesion_by_lesion_after_nnunets_own_and_on_one_rank
     made, calls = make_trainer(trainer.nnUNetTrainerFreeTumor), []
     del made.perform_actual_validation
     monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", lambda self, npz: calls.append(("host", npz)))
-    monkeypatch.setattr(
-        evaluation_after_training, "evaluate_validation", lambda *folders: calls.append(folders) or "the table"
-    )
+    monkeypatch.setattr(lesion_evaluation, "evaluate_validation", lambda *folders: calls.append(folders) or "the table")
     made.local_rank = rank
     made.perform_actual_validation(True)
     scored = (made.output_folder, Path(made.preprocessed_dataset_folder_base) / "gt_segmentations")
@@ -152,7 +151,7 @@ def test_validation_alone_resolves_no_section_and_loads_no_synthesizer(make_trai
     trained.initialize()
     trained.save_checkpoint(f"{trained.output_folder}/checkpoint_final.pth")
     monkeypatch.setattr(trainer, "Synthesizer", None)
-    monkeypatch.setattr(training_section.planning, "section_for_training", None)
+    monkeypatch.setattr(section.section, "section_for_training", None)
     made = make_trainer(trainer.nnUNetTrainerFreeTumor)
     made.load_checkpoint(f"{made.output_folder}/checkpoint_final.pth")
     assert not hasattr(made, "_synthesizer")
@@ -162,7 +161,7 @@ def test_a_refused_configuration_ends_before_the_network_and_the_loaders_start(m
     def refuse(*_args, **_kwargs):
         raise ValueError("no")
 
-    monkeypatch.setattr(training_section.planning, "check_configuration", refuse)
+    monkeypatch.setattr(section.section, "check_configuration", refuse)
     made = make_trainer(trainer.nnUNetTrainerFreeTumor)
     with pytest.raises(ValueError, match="no"):
         made.run_training()

@@ -10,10 +10,11 @@ from torch import distributed as dist
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunetv2_freetumor import epoch_log, trainer
-from nnunetv2_freetumor.bench_data import CONFIGURATION, DATASET, PLANS, Layout, write_dataset
+from nnunetv2_freetumor import trainer
+from nnunetv2_freetumor.experiments.bench.data import CONFIGURATION, DATASET, PLANS, Layout, write_dataset
 from nnunetv2_freetumor.plan import SECTION
-from nnunetv2_freetumor.synthesis import COUNTS
+from nnunetv2_freetumor.synthesis.synthesizer import COUNTS
+from nnunetv2_freetumor.training import epoch_log
 
 pytest_plugins = ["pools"]
 LAYOUT = Layout((16, 24, 24), (4.0, 2.0, 2.0), (16, 16, 16), (4, 4, 8), cases=2)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from nnunetv2_freetumor.bench_data import CONFIGURATION, DATASET, PLANS, Layout, write_dataset
+from nnunetv2_freetumor.experiments.bench.data import CONFIGURATION, DATASET, PLANS, Layout, write_dataset
 from nnunetv2_freetumor.plan import SECTION
 
 LAYOUT = Layout((32, 56, 56), (4.0, 2.0, 2.0), (16, 32, 32), (4, 4, 8), cases=2)

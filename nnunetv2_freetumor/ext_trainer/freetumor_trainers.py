@@ -1,4 +1,19 @@
-from nnunetv2_freetumor.demo_trainer import *  # noqa: F403
-from nnunetv2_freetumor.generator_trainer import *  # noqa: F403
-from nnunetv2_freetumor.study_trainers import *  # noqa: F403
-from nnunetv2_freetumor.trainer import *  # noqa: F403
+"""The one file that nnU-Net searches: the trainers, each imported when nnU-Net asks for it by name."""
+
+import importlib
+from typing import Any
+
+MODULES = {  # by the beginning of a trainer's name, the longer ones first
+    "nnUNetTrainerFreeTumorGenerator": "nnunetv2_freetumor.generator_training.trainer",
+    "nnUNetTrainerFreeTumor_demo": "nnunetv2_freetumor.experiments.demo.trainer",
+    "nnUNetTrainerFreeTumor_study": "nnunetv2_freetumor.experiments.study.trainers",
+    "nnUNetTrainerFreeTumor": "nnunetv2_freetumor.trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a trainer; nnU-Net asks with `hasattr`."""
+    for beginning, module in MODULES.items():
+        if name.startswith(beginning):
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

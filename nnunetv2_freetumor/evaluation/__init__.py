@@ -1,0 +1,1 @@
+"""Label maps in, lesion-level scores, tables and a page out."""

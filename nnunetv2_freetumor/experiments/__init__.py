@@ -1,0 +1,1 @@
+"""Evidence: phantoms, demo, benchmark, study, realism. Nothing outside this wing imports it."""

@@ -1,0 +1,1 @@
+"""What synthesis costs beside plain nnU-Net."""

@@ -1,0 +1,1 @@
+"""How the generator that comes with the package is made."""

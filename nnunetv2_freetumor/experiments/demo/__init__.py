@@ -1,0 +1,1 @@
+"""The full pipeline on CT phantoms, from planning to a report page."""

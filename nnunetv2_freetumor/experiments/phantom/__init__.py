@@ -1,0 +1,1 @@
+"""CT phantoms with organs, vessels and grown tumors."""

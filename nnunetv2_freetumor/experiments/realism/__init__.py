@@ -1,0 +1,1 @@
+"""A classifier that tells real lesions from synthetic ones."""

@@ -1,0 +1,138 @@
+"""Run one command after the other, with a progress bar, a log file each, and a note of what is finished."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from nnunetv2_freetumor.files.cases import check_writable, write_json
+
+OWN_PROGRAM = "nnUNetv2_freetumor"
+OWN_START = "import sys; from nnunetv2_freetumor.cli import main; sys.exit(main())"
+POLL_SECONDS = 0.5
+LAST_LINES = 25  # of a failed step's log, to be shown
+
+
+class Step(NamedTuple):
+    """One step: a command line as one would type it, or a function of this process and what to call it."""
+
+    name: str
+    title: str
+    command: str
+    function: Callable[[], None] | None = None
+    mark: str = ""  # pattern in the log: its number tells how far the command has come, or else how often it occurs
+    total: int = 0
+
+
+class Runner:
+    """Run steps in order; a step that was finished by an earlier run, with all steps before it, is skipped."""
+
+    def __init__(self, root: Path, environment: Mapping[str, str], number_of_steps: int) -> None:
+        self.root = root  # where commands run, so that their paths are relative
+        self.folder = check_writable(root / "steps")
+        self.environment = dict(environment)
+        self.number_of_steps = number_of_steps
+        self.seconds: dict[str, float] = {}
+        self._fresh = False
+
+    def run(self, step: Step) -> None:
+        """Run a step or skip it.
+
+        Raises:
+            ValueError: the command failed; the text has the end of its log.
+        """
+        note = self.folder / f"{step.name}.json"
+        heading = f"[{len(self.seconds) + 1}/{self.number_of_steps}] {step.title}"
+        saved = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+        if saved.get("command") == step.command and not self._fresh:
+            print(f"{heading}: done in an earlier run")
+            self.seconds[step.name] = saved["seconds"]
+            return
+        self._fresh = True
+        note.unlink(missing_ok=True)
+        print(f"{heading}\n    {step.command}", flush=True)
+        start = time.monotonic()
+        if step.function:
+            step.function()
+        else:
+            self._call(step)
+        self.seconds[step.name] = time.monotonic() - start
+        write_json({"command": step.command, "seconds": self.seconds[step.name]}, note)
+
+    def _call(self, step: Step) -> None:
+        log = self.folder / f"{step.name}.log"
+        words = step.command.split()
+        with log.open("w", encoding="utf-8") as stream:
+            process = subprocess.Popen(
+                [*program(words[0]), *words[1:]],
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                cwd=self.root,
+            )
+            try:
+                _follow(process, step, log)
+            finally:
+                end_process(process)
+        if process.returncode:
+            raise ValueError(
+                f"'{step.command}' ended with code {process.returncode}. The end of {log}:\n{last_lines(log)}"
+            )
+
+
+def program(name: str) -> list[str]:
+    """Find a command beside the running Python, or on the path.
+
+    Raises:
+        ValueError: nnU-Net's command is not installed.
+    """
+    if name == OWN_PROGRAM:
+        return [sys.executable, "-c", OWN_START]
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        raise ValueError(f"The command {name} is not installed beside {sys.executable}. Run 'pip install nnunetv2'.")
+    return [found]
+
+
+def last_lines(log: Path) -> str:
+    """Give the end of a log, to be shown with an error."""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:])
+
+
+def progress(log: str, mark: str) -> int:
+    """Tell how far a command has come: the last number that the pattern caught, or how often it occurred."""
+    found = re.findall(mark, log) if mark else []
+    return int(found[-1]) if found and found[-1].isdigit() else len(found)
+
+
+def _follow(process: subprocess.Popen, step: Step, log: Path) -> None:
+    """Move a bar while a command runs; where nobody watches, print it only when it has moved."""
+    watched = sys.stderr.isatty()
+    bar_format = None if step.total else "{desc} {elapsed}"
+    with tqdm(total=step.total or None, desc=f"    {step.name}", bar_format=bar_format) as bar:
+        while process.poll() is None:
+            now = min(progress(log.read_text(encoding="utf-8", errors="replace"), step.mark), step.total)
+            moved, bar.n = now > bar.n, now
+            if watched or moved:
+                bar.refresh()
+            time.sleep(POLL_SECONDS)
+        bar.n = step.total if process.returncode == 0 else bar.n
+
+
+def end_process(process: subprocess.Popen) -> None:
+    """Stop a command that still runs, as Ctrl-C would, so that it ends its own children."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,1 @@
+"""Training with and without synthetic tumors: arms, settings, seeds."""

@@ -1,0 +1,126 @@
+"""The study's trainers: the same cases, network and budget for every arm, read from the arm's plans."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from jaxtyping import Float
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from torch import Tensor
+
+from nnunetv2_freetumor import plan
+from nnunetv2_freetumor.experiments.study.copy_paste import CopyPaste, read_bank
+from nnunetv2_freetumor.experiments.study.design import BASELINE, REAL, Order, Run, plans_name, read_order
+from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
+from nnunetv2_freetumor.synthesis.texture import Look, Region
+from nnunetv2_freetumor.synthesis.volume import pool
+from nnunetv2_freetumor.trainer import FreeTumorMixin
+from nnunetv2_freetumor.training.cpu_trainer import PairsOnCpu
+
+__all__ = [
+    "nnUNetTrainerFreeTumor_study",
+    "nnUNetTrainerFreeTumor_study_copy_paste",
+    "nnUNetTrainerFreeTumor_study_real",
+]
+
+SHORT_LEARNING_RATE = 3e-3
+VALIDATION_ITERATIONS = 2
+CONSTANT_HU = -40.0  # contrast of the plain ellipsoids; typical of liver metastases in the portal venous phase
+
+
+class StudyTrainer(PairsOnCpu):
+    """Train one run of the study: its cases, its seed, the study's budget and recipe."""
+
+    def initialize(self) -> None:
+        """Take budget and seed from the order before nnU-Net builds network and optimizer."""
+        budget, run = self.order.budget, self.order_run
+        self.num_epochs, self.num_iterations_per_epoch = budget.epochs, budget.iterations
+        self.num_val_iterations_per_epoch = VALIDATION_ITERATIONS
+        self.oversample_foreground_percent = self.order.foreground
+        np.random.seed(run.seed)
+        torch.manual_seed(run.seed)
+        super().initialize()
+
+    @property
+    def order(self) -> Order:
+        """Read what this arm's plans ask for."""
+        return read_order(self.plans_manager.plans)
+
+    @property
+    def order_run(self) -> Run:
+        """Find this fold's run."""
+        return next(run for run in self.order.runs if run.fold == self.fold)
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Give the run's cases; the dataset's own split stays as it is."""
+        return list(self.order_run.training), list(self.order_run.validation)
+
+    def configure_optimizers(self) -> Any:
+        """Use nnU-Net's own optimizer, or Adam in the short recipe."""
+        if self.order.budget.recipe == "nnunet":
+            return super().configure_optimizers()
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=SHORT_LEARNING_RATE)
+        return optimizer, PolyLRScheduler(optimizer, SHORT_LEARNING_RATE, self.num_epochs)
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:
+        """Leave mirroring out in the short recipe: too little time to learn what a mirrored abdomen looks like."""
+        rotation, dummy_2d, patch, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if self.order.budget.recipe == "short":
+            self.inference_allowed_mirroring_axes = axes = None
+        return rotation, dummy_2d, patch, axes
+
+
+class nnUNetTrainerFreeTumor_study_real(StudyTrainer):
+    """Train on real tumors only, as nnUNetTrainer does."""
+
+
+class nnUNetTrainerFreeTumor_study(FreeTumorMixin, StudyTrainer):
+    """Train with synthetic tumors, as the arm's section and order say."""
+
+    def make_synthesizer(self, section: plan.Section) -> Synthesizer:
+        """Give the arm's generator and judge to the synthesizer, and the run's seed to its draws."""
+        section = dataclasses.replace(section, seed=self.order_run.seed)
+        if self.order.judged:  # few labels are the point of a study, so the judge's few tumors are no reason to stop
+            judge = f"{REAL}__{plans_name(BASELINE)}__{self.configuration_name}"
+            section = dataclasses.replace(section, judge=judge, min_judge_tumors=0)
+        synthesizer = super().make_synthesizer(section)
+        if self.order.generator == "constant":
+            synthesizer.generators = [ConstantGenerator()] * len(section.targets)
+        return synthesizer
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
+        """Split behind the intensity transforms where the arm asks for it."""
+        loader = super().get_training_transforms(*args, **kwargs)
+        if not self.order.after_intensity:
+            return loader
+        assert self._second_half is not None, "FreeTumorMixin has just set it"
+        behind = self._second_half.transforms
+        cut = next(i for i, transform in enumerate(behind) if not isinstance(transform, RandomTransform))
+        self._second_half = ComposeTransforms(behind[cut:])
+        return ComposeTransforms([*loader.transforms, *behind[:cut]])
+
+
+class nnUNetTrainerFreeTumor_study_copy_paste(nnUNetTrainerFreeTumor_study):
+    """Train with the training cases' own tumors pasted elsewhere."""
+
+    def make_synthesizer(self, section: plan.Section) -> Any:
+        """Carve the training cases' tumors out, to paste them instead of drawing new ones."""
+        plain = super().make_synthesizer(section)
+        self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        training, _ = self.get_tr_and_val_datasets()
+        bank = read_bank(training, training.identifiers, plain.section, plain.spacing_mm)
+        return CopyPaste(plain.section, plain.spacing_mm, plain.intensity, bank)
+
+
+class ConstantGenerator:
+    """Lower the whole lesion by one constant, with a sharp edge: no texture, no dependence on the host."""
+
+    window_mm = 0.0
+
+    def __call__(self, region: Region, texture: plan.Texture, look: Look) -> Float[Tensor, "x y z"]:
+        """Draw a lesion."""
+        return CONSTANT_HU * pool((region.distance_mm < 0).float(), region.fold)

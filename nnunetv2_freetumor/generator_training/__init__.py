@@ -1,0 +1,1 @@
+"""nnU-Net's batches in, a trained generator file out."""

@@ -1,0 +1,153 @@
+"""The adversarial stage on nnU-Net's batches: plant wherever there is room, meet real lesions, learn, look."""
+
+import dataclasses
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nnunetv2_freetumor.generator_training.figures import Row
+from nnunetv2_freetumor.generator_training.judge import TrainingJudge
+from nnunetv2_freetumor.generator_training.log import Seen, realism
+from nnunetv2_freetumor.generator_training.step import AdversarialStep, Terms, draw
+from nnunetv2_freetumor.generator_training.windows import Cutter, Replay, Synthetic
+from nnunetv2_freetumor.generators.grid import to_grid
+from nnunetv2_freetumor.intensity import Intensity
+from nnunetv2_freetumor.plan import Section, Texture
+from nnunetv2_freetumor.synthesis.proposals import Proposals
+from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
+from nnunetv2_freetumor.synthesis.texture import Generator, Look, Region, texture_contrast
+
+MOST_PREVIEWS = 6
+MOST_PER_PATCH = 8
+
+Image = Float[Tensor, "b 1 x y z"]
+Label = Int[Tensor, "b 1 x y z"]
+
+
+class _Placeholder:
+    """Stands where a generator would: proposing asks only how much of the surroundings it needs."""
+
+    def __init__(self, window_mm: float) -> None:
+        self.window_mm = window_mm
+
+    def __call__(self, region: Region, texture: Texture, look: Look) -> Float[Tensor, "x y z"]:
+        """Draw nothing."""
+        return torch.zeros_like(region.hu)
+
+
+class GeneratorStage:
+    """Everything that happens to a batch while a generator is trained."""
+
+    def __init__(
+        self,
+        section: Section,
+        cutter: Cutter,
+        intensity: Intensity,
+        step: AdversarialStep,
+        judge: TrainingJudge | None,
+        batch_size: int,
+    ) -> None:
+        """Take the section, how windows are cut, how the batches encode HU, the step, and the judge if there is one."""
+        self.cutter, self.intensity, self.step, self.judge = cutter, intensity, step, judge
+        self.section = planting_section(section, math.ceil(step.recipe.lesions_per_step / batch_size))
+        placeholders: list[Generator] = [_Placeholder(cutter.window_mm)] * len(section.targets)
+        self._synthesizer = Synthesizer(self.section, cutter.data_mm, intensity, placeholders)
+        self._replays = [Replay(step.recipe.replay_windows) for _ in section.targets]
+        self._previewed: dict[int, Synthetic] = {}  # the first lesions of each target
+
+    def train(self, image: Image, label: Label, rng: torch.Generator, judged: bool) -> Terms | None:
+        """Learn from a batch; None where it had no room for a lesion, or no real lesion has been seen yet."""
+        proposals = self._propose(image, label, rng)
+        hu, targets = self.intensity.to_hu(image), self.section.targets
+        for replay, windows in zip(self._replays, self.cutter.real(hu, label, proposals.placement.hosts, targets, rng)):
+            replay.add(windows)
+        synthetic = self._synthetic(proposals, rng)
+        if synthetic is None:
+            return None
+        self._previewed.setdefault(synthetic.target, synthetic)
+        target, judge = synthetic.target, self.judge if judged else None
+        real = self._replays[target].draw(len(synthetic.lesions), rng)
+        if judge is None:
+            return self.step(synthetic, real)
+        return self.step(synthetic, real, lambda contrast_hu: judge.loss(image, synthetic.lesions, contrast_hu))
+
+    @torch.no_grad()
+    def look(self, image: Image, label: Label, rng: torch.Generator) -> Seen | None:
+        """See what the critic and the judge make of the present generator's lesions; nothing is learned."""
+        synthetic = self._synthetic(self._propose(image, label, rng), rng)
+        if synthetic is None:
+            return None
+        networks, adversary = self.step.networks, self.step.adversary
+        contrast = draw(networks.final, synthetic, self.step.frame).contrast_hu
+        after = synthetic.windows.with_hu(synthetic.windows.hu + contrast)
+        real = self._replays[synthetic.target].draw(len(synthetic.lesions), rng)
+        scores = (adversary.scores(networks.critic, windows) for windows in (after, real))
+        shares = self.judge.shares(image, synthetic.lesions, contrast) if self.judge else []
+        return Seen(
+            loss=float(adversary.generator_loss(networks.critic, after)),
+            realism=realism(*scores),
+            diameters_mm=[placed.proposal.diameter_mm for placed in synthetic.lesions],
+            recognized=shares or [math.nan] * len(synthetic.lesions),
+        )
+
+    @torch.no_grad()
+    def previews(self) -> list[Row]:
+        """Draw the first lesions that were met with the present generator, always the same ones."""
+        rows: list[Row] = []
+        for _, synthetic in sorted(self._previewed.items()):
+            contrast = draw(self.step.networks.final, synthetic, self.step.frame).contrast_hu
+            count = min(len(contrast), max(1, MOST_PREVIEWS // len(self._previewed)))
+            rows += [self._row(synthetic, index, contrast) for index in range(count)]
+        return rows
+
+    def _propose(self, image: Image, label: Label, rng: torch.Generator) -> Proposals:
+        return self._synthesizer.propose(image, label, self._synthesizer.draw(len(image), rng))
+
+    def _synthetic(self, proposals: Proposals, rng: torch.Generator) -> Synthetic | None:
+        """Take lesions of one target that fit, as many as a step trains on, from all samples alike.
+
+        One target at a time: each is compared with its own real lesions, or one's faults would hide the other's.
+        """
+        fits = torch.stack([one.fits for one in proposals.lesions]).tolist() if proposals.lesions else []
+        met = [one for one, fit in zip(proposals.lesions, fits) if fit and len(self._replays[one.target])]
+        present = sorted({one.target for one in met})
+        if not present:
+            return None
+        target = present[int(torch.rand((), generator=rng) * len(present))]
+        fitting = [one for one in met if one.target == target]
+        order = torch.randperm(len(fitting), generator=rng).tolist()[: self.step.recipe.lesions_per_step]
+        return self.cutter.synthetic([fitting[index] for index in order], self.section.targets, rng)
+
+    def _row(self, synthetic: Synthetic, index: int, contrast_hu: Float[Tensor, "n 1 u v w"]) -> Row:
+        proposal, region, grid = synthetic.lesions[index]
+        windows, allowed = synthetic.windows, synthetic.support[index, 0]
+        texture = texture_contrast(region, self.section.targets[proposal.target].prior.texture, proposal.look)
+        before = windows.hu[index, 0]
+        images = (before, before + to_grid(texture, region, grid) * allowed, before + contrast_hu[index, 0])
+        axis = self.cutter.slice_axis
+        cut = [
+            volume.select(axis, volume.shape[axis] // 2).cpu().numpy() for volume in (*images, windows.mask[index, 0])
+        ]
+        height_mm, width_mm = (step for other, step in enumerate(self.cutter.spacing_mm) if other != axis)
+        host_hu = float(windows.host_hu[index])
+        return Row(cut[0], cut[1], cut[2], cut[3] > 0.5, host_hu, proposal.diameter_mm, height_mm / width_mm)
+
+
+def planting_section(section: Section, lesions: int) -> Section:
+    """Plant into every patch that has room, as many lesions as a step needs, beside real tumors too."""
+    count = min(max(lesions, 1), MOST_PER_PATCH)
+    weights = (0.0,) * (count - 1) + (1.0,)
+    targets = tuple(
+        dataclasses.replace(target, prior=dataclasses.replace(target.prior, lesions_per_patch=weights))
+        for target in section.targets
+    )
+    return dataclasses.replace(
+        section,
+        targets=targets,
+        probability_tumor_free=1.0,
+        probability_tumor_bearing=1.0,
+        untouched_share=0.0,
+        tumor_free_patches_only=False,
+    )

@@ -1,0 +1,1 @@
+"""Arrays in, PNG sheets and self-contained HTML pages out."""

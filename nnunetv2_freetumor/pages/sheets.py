@@ -1,0 +1,243 @@
+"""Pictures people look at: planted lesions beside what was there before, and what each epoch planted.
+
+Arrays are HU with axes (z y x). The first axis points up in the second and third plane, as radiologists hang them, once
+`Picture.upright` has turned the arrays the way the patient lies.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import Normal, Stroke
+from matplotlib.ticker import MaxNLocator
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from nnunetv2_freetumor.files.cases import replacing
+from nnunetv2_freetumor.intensity import Intensity
+from nnunetv2_freetumor.plan import SIZE_NAMES
+from nnunetv2_freetumor.synthesis.planted import BeforeAfter, Place, measure_planted
+from nnunetv2_freetumor.synthesis.synthesizer import ACCEPTED, JUDGED, Lesion
+
+ANATOMICAL_PLANES = ("axial", "coronal", "sagittal")
+ARRAY_PLANES = ("across axis 1", "across axis 2", "across axis 3")
+STAGES = ("before", "after", "mask")
+LUNG_WINDOW_HU = (-1350.0, 150.0)  # W 1500 L -600
+LUNG_BELOW_HU = -400.0
+SOFT_TISSUE_WIDTH_HU = 350.0
+FIELD_OF_VIEW_MM = (70.0, 200.0)  # of a picture: three diameters, within these bounds
+MOST_ROWS = 8
+PANEL, GAP, CAPTION, TITLE = 1.75, 0.04, 0.28, 0.32  # inches
+BACKGROUND, TEXT, OUTLINE = "#101010", "#e8e8e8", "#ffb000"
+HALO = [Stroke(linewidth=2, foreground=BACKGROUND), Normal()]  # keeps letters legible on bright tissue
+BAR_HALO = [Stroke(linewidth=4, foreground=BACKGROUND), Normal()]
+SIZE_COLORS = ("#56b4e9", "#009e73", "#e69f00", "#cc79a7")
+
+
+class Picture(NamedTuple):
+    """One lesion before and after; the arrays share one shape."""
+
+    before_hu: np.ndarray
+    after_hu: np.ndarray
+    mask: np.ndarray  # what gets the outline
+    center: tuple[float, ...]  # voxel index
+    spacing_mm: tuple[float, ...]
+    diameter_mm: float
+    host_hu: float  # median of the host; sets the window
+    caption: str
+    planes: tuple[str, str, str] = ARRAY_PLANES
+
+    def upright(self, direction: Sequence[float], transpose_forward: Sequence[int] = (0, 1, 2)) -> "Picture":
+        """Turn the arrays to superior, posterior and left as their axes' directions, and name the planes.
+
+        `direction` is SimpleITK's; the plans' `transpose_forward` names the axis of (z y x) behind each array axis.
+        """
+        columns = [2 - axis for axis in transpose_forward]
+        axes_in_patient = np.reshape(direction, (3, 3))[::-1, columns]  # rows superior, posterior, left
+        _, order = linear_sum_assignment(-np.abs(axes_in_patient))
+        flips = tuple(k for k in range(3) if axes_in_patient[k, order[k]] < 0)
+        shape = self.mask.shape
+        return self._replace(
+            before_hu=np.flip(self.before_hu.transpose(order), flips),
+            after_hu=np.flip(self.after_hu.transpose(order), flips),
+            mask=np.flip(self.mask.transpose(order), flips),
+            center=tuple(shape[a] - 1 - self.center[a] if k in flips else self.center[a] for k, a in enumerate(order)),
+            spacing_mm=tuple(self.spacing_mm[axis] for axis in order),
+            planes=ANATOMICAL_PLANES,
+        )
+
+
+def window_hu(host_hu: float) -> tuple[float, float]:
+    """Choose the HU window for a host: the lung's, or 350 HU around the host's median, rounded to 10 HU."""
+    if host_hu < LUNG_BELOW_HU:
+        return LUNG_WINDOW_HU
+    level = round(host_hu / 10) * 10.0
+    return level - SOFT_TISSUE_WIDTH_HU / 2, level + SOFT_TISSUE_WIDTH_HU / 2
+
+
+def lesion_sheet(pictures: Sequence[Picture], path: str | Path, title: str = "") -> None:
+    """Draw a row per lesion: before, after, and after with the outline, in three planes through its center."""
+    height = TITLE + len(pictures) * (CAPTION + PANEL + GAP)
+    figure = Figure(figsize=(9 * PANEL + 12 * GAP, height), facecolor=BACKGROUND)
+    figure.text(GAP / 9 / PANEL, 1 - TITLE / 2 / height, title, color=TEXT, fontsize=11, va="center")
+    for row, picture in enumerate(pictures):
+        top = height - TITLE - row * (CAPTION + PANEL + GAP)
+        low, high = window_hu(picture.host_hu)
+        caption = f"{picture.caption}   window {low:.0f}..{high:.0f} HU"
+        figure.text(GAP / 9 / PANEL, (top - CAPTION / 2) / height, caption, color=TEXT, fontsize=9, va="center")
+        for column in range(9):
+            left = GAP + column * (PANEL + GAP) + column // 3 * GAP
+            axes = _add_axes(figure, left, top - CAPTION - PANEL)
+            _draw_plane(axes, picture, column // 3, STAGES[column % 3])
+    _save(figure, path)
+
+
+def pictures_of(change: BeforeAfter, places: Sequence[Place], spacing_mm: Sequence[float]) -> list[Picture]:
+    """Measure the lesions planted into one volume and make a picture of each."""
+    return [
+        Picture(
+            before_hu=change.before_hu,
+            after_hu=change.after_hu,
+            mask=change.mask,
+            center=lesion.center,
+            spacing_mm=tuple(spacing_mm),
+            diameter_mm=lesion.diameter_mm,
+            host_hu=lesion.host_hu,
+            caption=f"{lesion.name}   {lesion.diameter_mm:.1f} mm   {lesion.contrast_hu:+.0f} HU",
+        )
+        for lesion in measure_planted(change, places, spacing_mm)
+    ]
+
+
+def batch_preview(
+    before: Float[Tensor, "b 1 x y z"],
+    after: Float[Tensor, "b 1 x y z"],
+    label_before: Int[Tensor, "b 1 x y z"],
+    label_after: Int[Tensor, "b 1 x y z"],
+    lesions: Sequence[Lesion],
+    intensity: Intensity,
+    spacing_mm: tuple[float, float, float],
+    path: str | Path,
+) -> bool:
+    """Draw what was planted into a batch, if anything was: images in z-scores, axes as nnU-Net loads them."""
+    if not any(bool(lesion.change.kept) for lesion in lesions):
+        return False
+    pictures = []
+    for sample in sorted({lesion.sample for lesion in lesions}):
+        images = (intensity.to_hu(image[sample, 0].float()).cpu().numpy() for image in (before, after))
+        labels = (label[sample, 0].cpu().numpy() for label in (label_before, label_after))
+        places = [
+            Place(lesion.center, lesion.diameter_mm, f"sample {sample + 1}")
+            for lesion in lesions
+            if lesion.sample == sample and lesion.change.kept
+        ]
+        pictures += pictures_of(BeforeAfter(*images, *labels), places, spacing_mm)
+    lesion_sheet(pictures[:MOST_ROWS], path, "Planted into the first batch that got a lesion")
+    return True
+
+
+@style.context("default")  # nnU-Net's own figure leaves very large fonts behind
+def counts_curve(history: Mapping[str, Sequence[float]], path: str | Path) -> None:
+    """Draw what every epoch saw, planted by size class and, with a judge, how much of each size it accepted."""
+    judged = any(np.nansum(history[name]) for name in JUDGED)
+    figure = Figure(figsize=(9, 8.5 if judged else 6), facecolor="white", layout="constrained")
+    samples, sizes, *shares = panels = figure.subplots(3 if judged else 2, 1, sharex=True)
+    for name, color in (("eligible", "#999999"), ("planted", "#0072b2"), *([("rejected", "#d55e00")] * judged)):
+        samples.plot(range(len(history[name])), history[name], marker=".", color=color, label=name)
+    floor = np.zeros(len(history["planted"]))
+    for name, color in zip(SIZE_NAMES, SIZE_COLORS):
+        sizes.bar(range(len(floor)), np.nan_to_num(history[name]), bottom=floor, width=1.0, color=color, label=name)
+        floor = floor + np.nan_to_num(history[name])
+    for axes in shares:
+        _draw_accepted(axes, history)
+    samples.xaxis.set_major_locator(MaxNLocator(integer=True))
+    samples.set_ylabel("samples per epoch")
+    sizes.set_ylabel("lesions per epoch")
+    panels[-1].set_xlabel("epoch")
+    for axes in panels:
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        axes.grid(axis="y", color="#dddddd")
+        axes.set_axisbelow(True)
+    _save(figure, path)
+
+
+def _draw_accepted(axes: Axes, history: Mapping[str, Sequence[float]]) -> None:
+    for name, color, accepted, judged in zip(SIZE_NAMES, SIZE_COLORS, ACCEPTED, JUDGED):
+        epochs = np.asarray(history[judged], dtype=float)
+        share = np.divide(history[accepted], epochs, out=np.full(len(epochs), np.nan), where=epochs > 0)
+        if np.isfinite(share).any():
+            axes.plot(range(len(share)), 100 * share, marker=".", color=color, label=name)
+    axes.set(ylabel="accepted by the judge [%]", ylim=(0, 105))
+
+
+def _add_axes(figure: Figure, left: float, bottom: float) -> Axes:
+    width, height = figure.get_size_inches()
+    axes = figure.add_axes((left / width, bottom / height, PANEL / width, PANEL / height), facecolor="black")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return axes
+
+
+def _draw_plane(axes: Axes, picture: Picture, axis: int, stage: str) -> None:
+    down, across = (other for other in range(3) if other != axis)
+    half_mm = float(np.clip(3 * picture.diameter_mm, *FIELD_OF_VIEW_MM)) / 2
+    axes.set(xlim=(-half_mm, half_mm), ylim=(half_mm, -half_mm) if axis == 0 else (-half_mm, half_mm))
+    boxes = [_near(picture, a, half_mm) for a in range(3)]
+    index = round(picture.center[axis])
+    cut = tuple(index if a == axis else slice(*boxes[a]) for a in range(3))
+    volume = picture.before_hu if stage == "before" else picture.after_hu
+    low, high = window_hu(picture.host_hu)
+    (top, bottom), (left, right) = (_edges_mm(picture, a, boxes[a]) for a in (down, across))
+    axes.imshow(
+        volume[cut], cmap="gray", vmin=low, vmax=high, extent=(left, right, bottom, top), interpolation="bilinear",
+        aspect="equal", origin="upper",
+    )  # fmt: skip
+    if stage == "mask" and min(picture.mask[cut].shape) > 1 and picture.mask[cut].any():
+        x_mm, y_mm = (_centers_mm(picture, a, boxes[a]) for a in (across, down))
+        axes.contour(x_mm, y_mm, picture.mask[cut].astype(float), levels=[0.5], colors=OUTLINE, linewidths=0.9)
+    write_on(axes, 0.02, 0.95, f"{picture.planes[axis]}, {stage}")
+    if stage == "before":
+        scale_bar(axes, half_mm)
+
+
+def _near(picture: Picture, axis: int, half_mm: float) -> tuple[int, int]:
+    reach = half_mm / picture.spacing_mm[axis] + 1
+    center = picture.center[axis]
+    return max(0, int(center - reach)), min(picture.before_hu.shape[axis], int(center + reach) + 2)
+
+
+def _edges_mm(picture: Picture, axis: int, box: tuple[int, int]) -> tuple[float, float]:
+    start, stop = ((edge - 0.5 - picture.center[axis]) * picture.spacing_mm[axis] for edge in box)
+    return start, stop
+
+
+def _centers_mm(picture: Picture, axis: int, box: tuple[int, int]) -> np.ndarray:
+    return (np.arange(*box) - picture.center[axis]) * picture.spacing_mm[axis]
+
+
+def scale_bar(axes: Axes, half_mm: float) -> None:
+    """Draw a bar into the lower left corner of a square picture with half of this side length."""
+    length_mm = 20 if half_mm < 60 else 50
+    left, level = 0.05, 0.06
+    right = left + length_mm / (2 * half_mm)
+    axes.plot([left, right], [level, level], color=TEXT, linewidth=2, transform=axes.transAxes, path_effects=BAR_HALO)
+    write_on(axes, right + 0.03, level, f"{length_mm} mm")
+
+
+def write_on(axes: Axes, x: float, y: float, text: str) -> None:
+    """Write into a picture, at shares of its width and height."""
+    axes.text(x, y, text, color=TEXT, fontsize=7, va="center", transform=axes.transAxes, path_effects=HALO)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    FigureCanvasAgg(figure)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=140, facecolor=figure.get_facecolor())

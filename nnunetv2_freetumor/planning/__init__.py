@@ -1,0 +1,1 @@
+"""A dataset in, the plans' `freetumor` section out: roles, measured tumors, clip window."""

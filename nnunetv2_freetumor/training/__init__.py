@@ -1,0 +1,1 @@
+"""Hooks into a segmenter's training: augmentation, section, judge, splits, log."""

@@ -1,0 +1,150 @@
+"""What an epoch planted: counted on the device, read once, written to nnU-Net's log and logger."""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
+from torch import Tensor
+from torch import distributed as dist
+
+from nnunetv2_freetumor.plan import SIZE_NAMES, Section
+from nnunetv2_freetumor.synthesis.synthesizer import ACCEPTED, COUNTS, JUDGED
+from nnunetv2_freetumor.training.judge import Gate, JudgeGate
+
+KEY = "freetumor/"  # in front of every count's name in nnU-Net's logger
+LEAST_ELIGIBLE_SHARE = 0.2
+MOST_SATURATED_SHARE = 0.05
+LEAST_JUDGED = 50  # lesions of a size class so far, for their accepted share to mean anything
+
+Counts = dict[str, float]
+
+
+@runtime_checkable
+class Planter(Protocol):
+    """What is needed of whatever plants the tumors."""
+
+    section: Section
+    gate: Gate | None
+
+
+class EpochCounts:
+    """Sum the synthesizer's counts over an epoch without reading them."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+
+    def add(self, counts: Float64[Tensor, " counts"]) -> None:
+        """Add a batch."""
+        self._sum = counts if self._sum is None else self._sum + counts
+
+    def read(self) -> Counts:
+        """Sum over all processes and copy to the host; the only synchronization of the epoch."""
+        assert self._sum is not None, "an epoch has at least one batch"
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self._sum)
+        return dict(zip(COUNTS, self._sum.tolist()))
+
+
+def epoch_generator(seed: int, rank: int, epoch: int) -> torch.Generator:
+    """Start the epoch's draws from (seed, rank, epoch), so that resuming needs no saved state and repeats nothing."""
+    mixed = np.random.SeedSequence((seed, rank, epoch)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(mixed[0]))
+
+
+def register(logger: MetaLogger, epoch: int, key: str = KEY, names: Sequence[str] = COUNTS) -> None:
+    """Make nnU-Net's logger know names, with `key` in front; epochs before `epoch` that lack them read NaN."""
+    log = logger.local_logger.my_fantastic_logging
+    for name in names:
+        kept = log.get(key + name, [])[:epoch]
+        log[key + name] = kept + [math.nan] * (epoch - len(kept))
+
+
+def history(logger: MetaLogger, key: str = KEY, names: Sequence[str] = COUNTS) -> dict[str, list[float]]:
+    """Give each name's values, one per epoch."""
+    return {name: logger.get_value(key + name, step=None) for name in names}
+
+
+def ungate(synthesizer: Planter, logger: MetaLogger) -> list[str]:
+    """Let size classes pass of which the judge has accepted hardly any so far, and warn of the new ones.
+
+    The logged epochs alone decide, so that a training that is continued goes on as if it had not stopped.
+    """
+    gate, least_share = synthesizer.gate, synthesizer.section.min_accepted_share
+    if not isinstance(gate, JudgeGate):
+        return []
+    before, log = gate.ungated, history(logger)
+    gate.ungated = frozenset(size for size in range(len(SIZE_NAMES)) if _least_accepted(log, size) < least_share)
+    return [
+        f"WARNING: FreeTumor: so far the judge accepted only {100 * _least_accepted(log, size):.0f} % of the "
+        f"lesions of {SIZE_NAMES[size]}, fewer than {100 * least_share:.0f} % (min_accepted_share): it would leave "
+        "almost none of this size. From now on they stay whatever it says."
+        for size in sorted(gate.ungated - before)
+    ]
+
+
+def _least_accepted(log: dict[str, list[float]], size: int) -> float:
+    """Give the least share of all lesions judged until then, at any epoch's end with enough of them."""
+    accepted, judged = (np.nancumsum(log[names[size]]) for names in (ACCEPTED, JUDGED))
+    enough = judged >= LEAST_JUDGED
+    return float((accepted[enough] / judged[enough]).min(initial=1.0))
+
+
+def report(counts: Counts, synthesizer: Planter, logger: MetaLogger, repair_commands: str) -> list[str]:
+    """Report an epoch that has been logged, with its warnings, for nnU-Net's log."""
+    lines = epoch_lines(counts, synthesizer.gate) + warnings(counts, repair_commands)
+    return lines + ungate(synthesizer, logger)
+
+
+def epoch_lines(counts: Counts, gate: Gate | None = None) -> list[str]:
+    """Report an epoch for nnU-Net's log."""
+    sizes = ", ".join(f"{name}: {counts[name]:.0f}" for name in SIZE_NAMES)
+    return [
+        f"FreeTumor: of {counts['samples']:.0f} samples {counts['eligible']:.0f} eligible, {counts['planted']:.0f} "
+        f"planted, {counts['no_room']:.0f} without room, {counts['too_faint']:.0f} with too faint a lesion; of "
+        f"{counts['tumor_free']:.0f} tumor-free host patches {counts['untouched_tumor_free']:.0f} untouched",
+        f"FreeTumor: lesions {sizes}; {100 * _saturated_share(counts):.1f} % of their voxels saturated",
+        *_judge_lines(counts, gate.ungated if isinstance(gate, JudgeGate) else frozenset()),
+    ]
+
+
+def _judge_lines(counts: Counts, ungated: frozenset[int]) -> list[str]:
+    shares = []
+    for size, names in enumerate(zip(SIZE_NAMES, ACCEPTED, JUDGED)):
+        accepted, judged = counts[names[1]], counts[names[2]]
+        stays = " (stay all the same)" if size in ungated else ""
+        if judged:
+            shares.append(f"{names[0]}: {accepted:.0f} of {judged:.0f} ({100 * accepted / judged:.0f} %){stays}")
+    if not shares:
+        return []
+    again = f", {counts['drawn_again']:.0f} drawn a second time" if counts["drawn_again"] else ""
+    return [
+        f"FreeTumor: judge accepted {', '.join(shares)}; {counts['rejected']:.0f} samples stay as they were, all of "
+        f"their lesions rejected{again}"
+    ]
+
+
+def warnings(counts: Counts, repair_commands: str) -> list[str]:
+    """Warn of an epoch that planted into too few samples, or whose lesions the clip window hides."""
+    eligible_share = counts["eligible"] / counts["samples"]
+    texts = []
+    if eligible_share < LEAST_ELIGIBLE_SHARE:
+        texts.append(
+            f"WARNING: FreeTumor: only {100 * eligible_share:.0f} % of the samples are eligible (show the host), fewer "
+            "than 20 %: few tumors are planted. A trainer with a larger oversample_foreground_percent, or a larger "
+            "patch, shows the host more often."
+        )
+    if _saturated_share(counts) > MOST_SATURATED_SHARE:
+        texts.append(
+            f"WARNING: FreeTumor: {100 * _saturated_share(counts):.0f} % of the lesion voxels are saturated, more than "
+            "5 %: nnU-Net's clip window cuts these tumors off, in training and at prediction. Widen it, preprocess "
+            f"anew, and start this training again:\n{repair_commands}"
+        )
+    return texts
+
+
+def _saturated_share(counts: Counts) -> float:
+    return counts["saturated_voxels"] / max(counts["lesion_voxels"], 1.0)
