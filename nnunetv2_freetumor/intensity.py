@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -36,3 +37,9 @@ def from_plans(plans: dict[str, Any]) -> Intensity:
         low_hu=float(properties["percentile_00_5"]),
         high_hu=float(properties["percentile_99_5"]),
     )
+
+
+def scale_window(hu: Float[Tensor, "..."], window_hu: tuple[float, float]) -> Float[Tensor, "..."]:
+    """Scale a window of HU to 0..1 and clip what lies outside."""
+    low, high = window_hu
+    return torch.clamp((hu - low) / (high - low), 0.0, 1.0)

@@ -24,14 +24,14 @@ from torch import Tensor
 
 from nnunetv2_freetumor import intensity, plan
 from nnunetv2_freetumor.generators.choice import build_generators
-from nnunetv2_freetumor.pages import sheets
 from nnunetv2_freetumor.planning import clip_window, report
 from nnunetv2_freetumor.pool.training import PoolMixin
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
-from nnunetv2_freetumor.training import augmentation, epoch_log, judge_choice, label_free, start
+from nnunetv2_freetumor.training import augmentation, epoch_log, figures, judge_choice, label_free, start
+from nnunetv2_freetumor.training import device as training_device
 from nnunetv2_freetumor.training.lesion_evaluation import LesionEvaluationMixin
-from nnunetv2_freetumor.training.section import resolve_section
-from nnunetv2_freetumor.training.split_guard import SplitGuardMixin
+from nnunetv2_freetumor.training.start import resolve_section
+from nnunetv2_freetumor.training.synthetic_splits import SplitGuardMixin
 
 __all__ = [
     "FreeTumorMixin",
@@ -72,7 +72,7 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
 
     def make_synthesizer(self, section: plan.Section) -> Synthesizer:
         """Build what plants tumors; to plant otherwise, override this."""
-        plans, device = self.plans_manager.plans, augmentation.device_for(self.device)
+        plans, device = self.plans_manager.plans, training_device.device_for(self.device)
         section, choices = start.settle(section, self)
         generators = build_generators(choices, section, plans["transpose_forward"].index(0), device)
         x_mm, y_mm, z_mm = map(float, self.configuration_manager.spacing)
@@ -112,7 +112,7 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
 
     def train_step(self, batch: dict) -> dict:
         """Plant, augment, and let nnU-Net train on the result."""
-        device = augmentation.device_for(self.device)
+        device = training_device.device_for(self.device)
         image, label = (batch[name].to(device, non_blocking=True) for name in ("data", "target"))
         image, target = self._plant_and_augment(image, label)
         return super().train_step(batch | {"data": image, "target": target})
@@ -127,7 +127,7 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
         for line in epoch_log.report(counts, self._synthesizer, self.logger, repair):
             self.print_to_log_file(line)
         if self.local_rank == 0:
-            sheets.counts_curve(epoch_log.history(self.logger), join(self.output_folder, CURVE))
+            figures.counts_curve(epoch_log.history(self.logger), join(self.output_folder, CURVE))
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Keep labels that no case holds out of the pseudo Dice, and its moving average a number."""
@@ -164,7 +164,7 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
         synthesis = self._synthesizer(image, label, *draws)
         self._counts.add(synthesis.counts)
         if self._preview_due:
-            self._preview_due = not sheets.batch_preview(
+            self._preview_due = not figures.batch_preview(
                 image, synthesis.image, label, synthesis.label, synthesis.lesions, self._synthesizer.intensity,
                 self._synthesizer.spacing_mm, join(self.output_folder, PREVIEW),
             )  # fmt: skip

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nnunetv2_freetumor.generators.cards import Card
-from nnunetv2_freetumor.generators.lite_network import LiteNet
+from nnunetv2_freetumor.generators.networks import LiteNet
 
 INSTALLED = "results/freetumor_generators"
 

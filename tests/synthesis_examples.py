@@ -6,8 +6,8 @@ from torch import nn
 from nnunetv2_freetumor.intensity import Intensity
 from nnunetv2_freetumor.plan import Prior, Section, SizeClass, Target
 from nnunetv2_freetumor.synthesis.draws import LOOK_CHANCES
+from nnunetv2_freetumor.synthesis.region import Look, Region
 from nnunetv2_freetumor.synthesis.synthesizer import COUNTS
-from nnunetv2_freetumor.synthesis.texture import Look, Region
 from nnunetv2_freetumor.synthesis.volume import Box, offsets_mm
 from nnunetv2_freetumor.training.segmenter import FrozenSegmenter
 

@@ -18,7 +18,7 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoM
 
 from nnunetv2_freetumor import trainer
 from nnunetv2_freetumor.experiments.bench.data import CONFIGURATION, DATASET, PLANS
-from nnunetv2_freetumor.training import augmentation, lesion_evaluation, section
+from nnunetv2_freetumor.training import augmentation, lesion_evaluation, start
 
 pytest_plugins = ["tiny_trainings"]
 
@@ -151,7 +151,7 @@ def test_validation_alone_resolves_no_section_and_loads_no_synthesizer(make_trai
     trained.initialize()
     trained.save_checkpoint(f"{trained.output_folder}/checkpoint_final.pth")
     monkeypatch.setattr(trainer, "Synthesizer", None)
-    monkeypatch.setattr(section.section, "section_for_training", None)
+    monkeypatch.setattr(start, "section_for_training", None)
     made = make_trainer(trainer.nnUNetTrainerFreeTumor)
     made.load_checkpoint(f"{made.output_folder}/checkpoint_final.pth")
     assert not hasattr(made, "_synthesizer")
@@ -161,7 +161,7 @@ def test_a_refused_configuration_ends_before_the_network_and_the_loaders_start(m
     def refuse(*_args, **_kwargs):
         raise ValueError("no")
 
-    monkeypatch.setattr(section.section, "check_configuration", refuse)
+    monkeypatch.setattr(start, "check_configuration", refuse)
     made = make_trainer(trainer.nnUNetTrainerFreeTumor)
     with pytest.raises(ValueError, match="no"):
         made.run_training()

@@ -17,14 +17,12 @@ from tqdm import tqdm
 
 from nnunetv2_freetumor.evaluation.comparison import compare, gap
 from nnunetv2_freetumor.evaluation.files import write_csv, write_evaluation
-from nnunetv2_freetumor.evaluation.inputs import Cohort, open_cohort, read_patients
-from nnunetv2_freetumor.evaluation.labels import Labels, read_labels
+from nnunetv2_freetumor.evaluation.inputs import Cohort, Labels, open_cohort, read_labels, read_patients
 from nnunetv2_freetumor.evaluation.page import write_page
 from nnunetv2_freetumor.evaluation.pictures import check_images
-from nnunetv2_freetumor.evaluation.results import EXTERNAL, OTHER, OURS, Evaluation, PairResult
+from nnunetv2_freetumor.evaluation.results import EXTERNAL, OTHER, OURS, Evaluation, PairResult, describe
 from nnunetv2_freetumor.evaluation.scores import CaseScore, Rule
 from nnunetv2_freetumor.evaluation.summary import summarize
-from nnunetv2_freetumor.evaluation.table import describe
 from nnunetv2_freetumor.evaluation.volumes import check_files, score_files
 from nnunetv2_freetumor.files.cases import check_writable
 from nnunetv2_freetumor.plan import DIAMETER_BOUNDS_MM

@@ -2,18 +2,38 @@
 
 import html
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_freetumor.evaluation.figures import dice_figure, froc_figure, sensitivity_figure
+import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
 from nnunetv2_freetumor.evaluation.inputs import Cohort
 from nnunetv2_freetumor.evaluation.pictures import Finding, findings_sheet, worst_alarms, worst_misses
-from nnunetv2_freetumor.evaluation.results import EXTERNAL, OTHER, OURS, Evaluation, PairResult
-from nnunetv2_freetumor.evaluation.scores import CaseScore, Rule
-from nnunetv2_freetumor.evaluation.table import NOT_THERE, gap_rows, heading, main_rows
+from nnunetv2_freetumor.evaluation.results import (
+    EXTERNAL,
+    NOT_THERE,
+    OTHER,
+    OURS,
+    Evaluation,
+    PairResult,
+    gap_rows,
+    heading,
+    main_rows,
+)
+from nnunetv2_freetumor.evaluation.scores import ALL_SIZES, CaseScore, Estimate, FrocPoint, Rule, size_names
 from nnunetv2_freetumor.pages.page import picture, save_page, table
-from nnunetv2_freetumor.pages.slices import PREDICTION_COLOR, REFERENCE_COLOR
+from nnunetv2_freetumor.pages.slices import PREDICTION_COLOR, REFERENCE_COLOR, png
 
 WHOSE = {OURS: "the predictions", OTHER: "another model's predictions of the same cases", EXTERNAL: "another cohort"}
+
+
+COLORS = {OURS: "#0072b2", OTHER: "#d55e00", EXTERNAL: "#009e73"}
+SIZE_COLORS = ("#56b4e9", "#0072b2", "#e69f00", "#cc79a7", "#009e73", "#999999")
+GRID = "#dddddd"
 
 
 def write_page(evaluation: Evaluation, cohort: Cohort, images: Path | None, path: Path) -> Path:
@@ -113,3 +133,113 @@ def _case_table(scores: tuple[CaseScore, ...]) -> str:
 
 def _number(value: float) -> str:
     return NOT_THERE if math.isnan(value) else f"{value:.2f}"
+
+
+@style.context("default")
+def sensitivity_figure(result: PairResult, rule: Rule) -> bytes:
+    """Draw the share of found lesions by size, with intervals, for each of the predictions that were scored."""
+    names = (*size_names(rule.bounds_mm), ALL_SIZES)
+    figure, axes = _plot()
+    step = 0.8 / max(len(result.summaries), 2)
+    for place, (source, summary) in enumerate(result.summaries.items()):
+        offset = (place - (len(result.summaries) - 1) / 2) * step
+        estimates = [summary.sensitivity[name] for name in names]
+        at = np.arange(len(names)) + offset
+        axes.bar(at, [_zero(e.value) for e in estimates], step * 0.9, color=COLORS[source], alpha=0.55, label=source)
+        axes.errorbar(at, [e.value for e in estimates], _whiskers(estimates), fmt="o", ms=4, lw=1.5, color="#1a1a1a")
+        for x, estimate in zip(at, estimates):
+            axes.text(x, -0.03, f"n={estimate.count}", ha="center", va="top", fontsize=7, color=COLORS[source])
+    axes.set(ylim=(0, 1.02), ylabel="share of lesions found")
+    axes.set_xticks(range(len(names)), [f"\n{name}" for name in names])
+    axes.tick_params(axis="x", length=0)
+    return _finish(figure, axes, len(result.summaries) > 1)
+
+
+@style.context("default")
+def froc_figure(result: PairResult, rule: Rule) -> bytes | None:
+    """Draw sensitivity against false alarms over probability thresholds; None where nobody gave probabilities."""
+    curves = {source: summary.froc for source, summary in result.summaries.items() if summary.froc}
+    if not curves:
+        return None
+    figure = Figure(figsize=(9, 3.8), facecolor="white", layout="constrained")
+    whole, by_size = figure.subplots(1, 2, sharey=True)
+    for source, points in curves.items():
+        _draw_curve(whole, points, ALL_SIZES, COLORS[source], source, band=True)
+    source, points = next(iter(curves.items()))
+    for name, color in zip(size_names(rule.bounds_mm), SIZE_COLORS * 9):
+        if points[0].sensitivity[name].count:
+            _draw_curve(by_size, points, name, color, f"{name} (n={points[0].sensitivity[name].count})", band=False)
+    whole.set(ylabel="share of lesions found", title="all lesions, with interval")
+    by_size.set(title=f"by size ({source})")
+    for axes in (whole, by_size):
+        axes.set(ylim=(0, 1.02), xlabel="false positives per scan")
+        axes.set_xlim(left=0)
+        axes.legend(frameon=False, fontsize=8, loc="best")
+        axes.grid(color=GRID)
+    return png(figure)
+
+
+@style.context("default")
+def dice_figure(result: PairResult) -> bytes | None:
+    """Draw the Dice of the scans with tumors, against the other model's where there is one; None without such scans."""
+    pairs = _paired(result.scores[OURS], result.scores.get(OTHER, ()))
+    figure, axes = _plot(4.2 if OTHER in result.scores else 9)
+    if OTHER in result.scores:
+        axes.plot([0, 1], [0, 1], color="#999999", lw=1)
+        axes.plot(*zip(*pairs), "o", ms=5, alpha=0.6, color=COLORS[OURS]) if pairs else None
+        axes.set(
+            xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=f"Dice, {OTHER}", ylabel=f"Dice, {OURS}", aspect="equal"
+        )
+        axes.text(0.03, 0.95, f"{OURS} better", fontsize=8, color="#444444")
+        axes.text(0.97, 0.03, f"{OTHER} better", fontsize=8, color="#444444", ha="right")
+        return _finish(figure, axes, False) if pairs else None
+    values = {source: _dice(scores) for source, scores in result.scores.items() if _dice(scores)}
+    for source, dice in values.items():
+        axes.hist(
+            dice, np.linspace(0, 1, 21).tolist(), color=COLORS[source], alpha=0.55, label=f"{source} (n={len(dice)})"
+        )
+    axes.set(xlim=(0, 1), xlabel="Dice of the tumor, by case", ylabel="cases")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    return _finish(figure, axes, True) if values else None
+
+
+def _plot(width: float = 9) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, 3.8), facecolor="white", layout="constrained")
+    return figure, figure.subplots()
+
+
+def _finish(figure: Figure, axes: Axes, legend: bool) -> bytes:
+    axes.grid(axis="y", color=GRID)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if legend:
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
+    return png(figure)
+
+
+def _draw_curve(axes: Axes, points: Sequence[FrocPoint], name: str, color: str, title: str, band: bool) -> None:
+    ordered = sorted(points, key=lambda point: -point.threshold)
+    alarms = [point.false_positives_per_scan for point in ordered]
+    estimates = [point.sensitivity[name] for point in ordered]
+    axes.plot(alarms, [e.value for e in estimates], "o-", ms=3, lw=1.5, color=color, label=title)
+    if band:
+        axes.fill_between(alarms, [e.low for e in estimates], [e.high for e in estimates], color=color, alpha=0.15)
+
+
+def _whiskers(estimates: Sequence[Estimate]) -> np.ndarray:
+    return np.array([[max(e.value - e.low, 0), max(e.high - e.value, 0)] for e in estimates]).T
+
+
+def _zero(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
+
+
+def _dice(scores: Sequence[CaseScore]) -> list[float]:
+    return [score.dice for score in scores if score.lesions]
+
+
+def _paired(ours: Sequence[CaseScore], other: Sequence[CaseScore]) -> list[tuple[float, float]]:
+    """Give (other, ours) of each case with tumors that both have."""
+    others = {score.case: score.dice for score in other}
+    return [(others[score.case], score.dice) for score in ours if score.lesions and score.case in others]

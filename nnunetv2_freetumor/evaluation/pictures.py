@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from nnunetv2_freetumor.evaluation.inputs import Cohort, Files
-from nnunetv2_freetumor.evaluation.labels import Labels
+from nnunetv2_freetumor.evaluation.inputs import Cohort, Files, Labels
 from nnunetv2_freetumor.evaluation.scores import CaseScore, Pair
 from nnunetv2_freetumor.pages.sheets import ANATOMICAL_PLANES, scale_bar, window_hu, write_on
 from nnunetv2_freetumor.pages.slices import BACKGROUND, PREDICTION_COLOR, REFERENCE_COLOR, TEXT, png

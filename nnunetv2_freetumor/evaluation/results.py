@@ -1,5 +1,7 @@
-"""What an evaluation found: the scores and summaries of every tumor/host pair."""
+"""What an evaluation found, the scores and summaries of every tumor/host pair, and how it reads as a table."""
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from nnunetv2_freetumor.evaluation.scores import (
@@ -14,6 +16,9 @@ from nnunetv2_freetumor.evaluation.scores import (
 )
 
 OURS, OTHER, EXTERNAL = "predictions", "other", "external"  # whose scores; the keys in evaluation.json
+
+
+NOT_THERE = "-"
 
 
 class PairResult(NamedTuple):
@@ -62,3 +67,95 @@ def rows_of(summary: Summary, rule: Rule) -> list[Row]:
         Row("surface dice", f"surface Dice {rule.tolerance_mm:g} mm", summary.surface_dice),
         Row("host dice", "Dice of organ with tumor", summary.host_dice),
     ]
+
+
+def describe(evaluation: Evaluation) -> str:
+    """Write the tables of all pairs, what the numbers mean, and what is missing."""
+    rule = evaluation.rule
+    blocks = [_describe_pair(result, rule) for result in evaluation.pairs]
+    blocks.append(
+        f"A lesion is found when one connected prediction, assigned to it alone, overlaps it with an IoU of "
+        f"{rule.min_iou:g} or more.\nBrackets: 95 % interval, bootstrap over patients. n: lesions or patients or scans "
+        "that the line rests on."
+    )
+    return "\n\n".join([*blocks, *(f"Note: {note}" for note in evaluation.notes)])
+
+
+def estimate_text(estimate: Estimate) -> str:
+    """Write a value with its interval."""
+    return _with_interval(estimate.value, estimate.low, estimate.high, "")
+
+
+def difference_text(difference: Difference) -> str:
+    """Write a signed difference with its interval."""
+    return _with_interval(difference.value, difference.low, difference.high, "+")
+
+
+def p_text(p: float) -> str:
+    """Write a p-value."""
+    return NOT_THERE if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def heading(result: PairResult) -> str:
+    """Say what was scored."""
+    summary, pair = result.summaries[OURS], result.pair
+    host = f" in label {', '.join(map(str, pair.host))}" if pair.host else ""
+    return (
+        f"{pair.name} (label {', '.join(map(str, pair.tumor))}{host}): {summary.lesions} lesions in {summary.cases} "
+        f"scans, {summary.tumor_free_cases} of them without tumor"
+    )
+
+
+def main_rows(result: PairResult, rule: Rule) -> list[list[str]]:
+    """Give the table of the predictions, with the other model beside it where there is one; the first row is its head.
+
+    Example: ["sensitivity <10 mm", "12", "0.42 [0.20, 0.64]"].
+    """
+    rows = [["", "n", OURS] + [OTHER, "difference", "p"] * bool(result.comparison)]
+    others = rows_of(result.summaries.get(OTHER, result.summaries[OURS]), rule)
+    for row, other in zip(rows_of(result.summaries[OURS], rule), others):
+        cells = [row.title, str(row.estimate.count), estimate_text(row.estimate)]
+        if result.comparison:
+            difference = result.comparison.get(row.key)
+            cells += [estimate_text(other.estimate), *_difference_cells(difference)]
+        rows.append(cells)
+    return rows
+
+
+def gap_rows(result: PairResult, rule: Rule) -> list[list[str]]:
+    """Give the table of the external cohort beside the internal one; the first row is its head."""
+    if EXTERNAL not in result.summaries:
+        return []
+    rows = [["", "n", "internal", "n", EXTERNAL, "external - internal"]]
+    internal, external = (rows_of(result.summaries[name], rule) for name in (OURS, EXTERNAL))
+    for row, outside in zip(internal, external):
+        cells = [text for e in (row.estimate, outside.estimate) for text in (str(e.count), estimate_text(e))]
+        rows.append([row.title, *cells, _difference_cells(result.gap.get(row.key))[0]])
+    return rows
+
+
+def _describe_pair(result: PairResult, rule: Rule) -> str:
+    tables = [_align(rows) for rows in (main_rows(result, rule), gap_rows(result, rule)) if rows]
+    return "\n\n".join([f"{heading(result)}\n{tables[0]}", *tables[1:]])
+
+
+def _difference_cells(difference: Difference | None) -> tuple[str, str]:
+    return (NOT_THERE, NOT_THERE) if difference is None else (difference_text(difference), p_text(difference.p))
+
+
+def _with_interval(value: float, low: float, high: float, sign: str) -> str:
+    if math.isnan(value):
+        return NOT_THERE
+    digits = ".2f" if abs(value) < 100 else ".0f"
+    between = "" if math.isnan(low) else f" [{low:{sign}{digits}}, {high:{sign}{digits}}]"
+    return f"{value:{sign}{digits}}{between}"
+
+
+def _align(rows: Sequence[Sequence[str]]) -> str:
+    """Set the first column left and the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
+        for row in rows
+    ]
+    return "\n".join(f"  {line.rstrip()}" for line in lines)

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from nnunetv2_freetumor.evaluation.case_scores import score_case
-from nnunetv2_freetumor.evaluation.inputs import Files
-from nnunetv2_freetumor.evaluation.labels import Labels
+from nnunetv2_freetumor.evaluation.inputs import Files, Labels
 from nnunetv2_freetumor.evaluation.scores import CaseScore, Pair, Rule
 from nnunetv2_freetumor.files.cases import GEOMETRY_TOLERANCE, Case, read_label
 

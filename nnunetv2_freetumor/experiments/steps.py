@@ -1,24 +1,35 @@
-"""Run one command after the other, with a progress bar, a log file each, and a note of what is finished."""
+"""Run one command after the other, with a progress bar, a log file each, and a note of what is finished.
+
+And what demo, study and the bundled generator share: nnU-Net's folders and a small configuration.
+"""
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from nnunetv2_freetumor import startup
 from nnunetv2_freetumor.files.cases import check_writable, write_json
 
 OWN_PROGRAM = "nnUNetv2_freetumor"
 OWN_START = "import sys; from nnunetv2_freetumor.cli import main; sys.exit(main())"
 POLL_SECONDS = 0.5
 LAST_LINES = 25  # of a failed step's log, to be shown
+
+
+RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
+PLANS, CONFIGURATION = "nnUNetPlans", "3d_coarse"
+FEATURES = [16, 32, 64, 64]  # of the small network, by stage
+COARSE = {"spacing": [4.0, 2.5, 2.5], "patch_size": [24, 56, 56], "batch_size": 2, "batch_dice": True}  # z, y, x
 
 
 class Step(NamedTuple):
@@ -136,3 +147,45 @@ def end_process(process: subprocess.Popen) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def environment(root: Path) -> dict[str, str]:
+    """Give the commands folders of their own and settings for two cores; torch.compile pays only in long trainings."""
+    startup.extend()
+    settings = {
+        "nnUNet_def_n_proc": "2",
+        "nnUNet_n_proc_DA": "2",
+        "nnUNet_compile": "f",
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait leave the core to the loader processes
+        "PYTHONUNBUFFERED": "1",
+    }
+    return {
+        **os.environ,
+        **{name: str(check_writable(root / name)) for name in (RAW, PREPROCESSED, RESULTS)},
+        **settings,
+    }
+
+
+def add_coarse_configuration(
+    plans_file: Path, features: Sequence[int], name: str = CONFIGURATION, **changes: Any
+) -> None:
+    """Add a configuration with large voxels and a small network, which two cores train in minutes."""
+    plans = json.loads(plans_file.read_text(encoding="utf-8"))
+    stages = len(features)
+    architecture = json.loads(json.dumps(plans["configurations"]["3d_fullres"]["architecture"]))
+    architecture["arch_kwargs"] |= {
+        "n_stages": stages,
+        "features_per_stage": list(features),
+        "kernel_sizes": [[3, 3, 3]] * stages,
+        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [1] * (stages - 1),
+    }
+    plans["configurations"][name] = {
+        "inherits_from": "3d_fullres",
+        "data_identifier": f"{PLANS}_{name}",
+        "architecture": architecture,
+        **COARSE,
+        **changes,
+    }
+    write_json(plans, plans_file)

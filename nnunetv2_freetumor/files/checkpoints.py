@@ -17,6 +17,9 @@ _ALLOWED: list[Any] = [  # beyond torch's own list: scores, which trainings stor
 ]
 
 
+CHECKPOINT = "checkpoint_final.pth"
+
+
 def read_checkpoint(path: str | Path) -> Any:
     """Read a checkpoint's tensors, numbers, texts and containers of these onto the CPU.
 

@@ -1,4 +1,7 @@
-"""The two ways to set a critic against a generator: hinge loss on patches, and the published classes of voxels."""
+"""The critics that a generator learns against, and the two ways to set them against it.
+
+Hinge loss on patches, and the published classes of voxels.
+"""
 
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
@@ -7,16 +10,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import spectral_norm
 
 from nnunetv2_freetumor.generator_training import losses
-from nnunetv2_freetumor.generator_training.critics import REAL, PatchCritic, VoxelCritic, scale_window
+from nnunetv2_freetumor.generator_training.losses import REAL
 from nnunetv2_freetumor.generator_training.windows import Windows
+from nnunetv2_freetumor.generators.networks import FreeTumorNet
+from nnunetv2_freetumor.intensity import scale_window
 
 CRITIC_HU = 40.0  # one unit of what the patch critic sees, around the host's mean
 NEAR_MM = 6.0  # from the lesion: farther away real and synthetic windows show the same, nothing but noise to a critic
 
 Inputs = Float[Tensor, "b c x y z"]
 Loss = Float[Tensor, ""]
+
+
+_SLOPE = 0.2
 
 
 @runtime_checkable
@@ -111,3 +120,37 @@ class VoxelClasses:
 
 
 ADVERSARIES: dict[str, Callable[[tuple[float, float]], Adversary]] = {"hinge": PatchHinge, "voxel": VoxelClasses}
+
+
+class VoxelCritic(nn.Module):
+    """Tell each voxel's class: background, real tumor, synthetic tumor; the published network with three channels."""
+
+    def __init__(self) -> None:
+        """Build the network."""
+        super().__init__()
+        self.network = FreeTumorNet(3)
+
+    def forward(self, image: Float[Tensor, "b 1 x y z"]) -> Float[Tensor, "b 3 x y z"]:
+        """Give each voxel's logits; the image is the window scaled to 0..1, each side a multiple of 8."""
+        return self.network(image)
+
+
+class PatchCritic(nn.Module):
+    """Judge overlapping patches of image and lesion mask, with spectral normalization (Miyato et al. 2018)."""
+
+    def __init__(self, width: int = 24) -> None:
+        """Take the first layer's channels."""
+        super().__init__()
+        channels = (2, width, 2 * width, 4 * width)
+        self.layers = nn.ModuleList(
+            spectral_norm(nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1))
+            for inputs, outputs, stride in zip(channels, channels[1:], (1, 2, 2))
+        )
+        self.last = spectral_norm(nn.Conv3d(channels[-1], 1, 3, padding=1))
+
+    def forward(self, image_and_mask: Float[Tensor, "b 2 x y z"]) -> Float[Tensor, "b 1 u v w"]:
+        """Give a logit for each patch (a quarter of the sides); higher is more real."""
+        features = image_and_mask
+        for layer in self.layers:
+            features = functional.leaky_relu(layer(features), _SLOPE)
+        return self.last(features)

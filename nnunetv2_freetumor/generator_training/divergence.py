@@ -3,7 +3,7 @@
 import math
 
 from nnunetv2_freetumor.generator_training.recipes import Recipe
-from nnunetv2_freetumor.generators.lite_network import MAX_RESIDUAL_HU
+from nnunetv2_freetumor.generators.networks import MAX_RESIDUAL_HU
 
 WON_BELOW = 1e-3  # a critic whose loss is lower has nothing left to learn
 EXPLODED_SHARE = 0.95  # of the largest residual, on average over the lesions

@@ -17,10 +17,11 @@ from nnunetv2_freetumor.generator_training.windows import Placed
 from nnunetv2_freetumor.generators.grid import from_grid
 from nnunetv2_freetumor.intensity import from_plans
 from nnunetv2_freetumor.plan import Section
-from nnunetv2_freetumor.synthesis.texture import support
-from nnunetv2_freetumor.training.frozen_segmenter import training_command
-from nnunetv2_freetumor.training.judge import Finding, JudgeGate, Window, resample
+from nnunetv2_freetumor.synthesis.gate import Finding
+from nnunetv2_freetumor.synthesis.region import support
+from nnunetv2_freetumor.training.judge import JudgeGate, Window, resample
 from nnunetv2_freetumor.training.judge_choice import OFF, baseline_folder, find_judge, load_judge, tumor_names
+from nnunetv2_freetumor.training.segmenter import training_command
 
 Patch = Float[Tensor, "1 1 x y z"]
 

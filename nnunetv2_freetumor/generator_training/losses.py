@@ -5,14 +5,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from nnunetv2_freetumor.generator_training.critics import REAL, SYNTHETIC
-
 SHELLS_MM = tuple(float(edge) for edge in range(-6, 4))  # edges of the shells around the surface, negative inside
 SHELLS = len(SHELLS_MM) - 1
 BANDS = 3  # octaves, from the finest
 MOMENT_HU = 10.0  # a shell, or a mean residual, that is off by so much counts 1
 
 Batch = Float[Tensor, "b 1 x y z"]
+
+
+BACKGROUND, REAL, SYNTHETIC = 0, 1, 2  # the voxel critic's classes
 
 
 def hinge_critic(

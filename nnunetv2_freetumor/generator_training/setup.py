@@ -16,8 +16,8 @@ from nnunetv2_freetumor.generator_training.step import Networks, Schedule, make_
 from nnunetv2_freetumor.generators.weights import build_network
 from nnunetv2_freetumor.pool.training import PoolMixin
 from nnunetv2_freetumor.training import augmentation, epoch_log
-from nnunetv2_freetumor.training.section import resolve_section
-from nnunetv2_freetumor.training.split_guard import SplitGuardMixin
+from nnunetv2_freetumor.training.start import resolve_section
+from nnunetv2_freetumor.training.synthetic_splits import SplitGuardMixin
 
 STOCK_EPOCHS, STOCK_ITERATIONS = 1000, 250  # nnU-Net's own: the recipe's take their place
 ONE_GPU = (

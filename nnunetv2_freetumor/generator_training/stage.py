@@ -16,8 +16,9 @@ from nnunetv2_freetumor.generators.grid import to_grid
 from nnunetv2_freetumor.intensity import Intensity
 from nnunetv2_freetumor.plan import Section, Texture
 from nnunetv2_freetumor.synthesis.proposals import Proposals
+from nnunetv2_freetumor.synthesis.region import Generator, Look, Region
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
-from nnunetv2_freetumor.synthesis.texture import Generator, Look, Region, texture_contrast
+from nnunetv2_freetumor.synthesis.texture import texture_contrast
 
 MOST_PREVIEWS = 6
 MOST_PER_PATCH = 8

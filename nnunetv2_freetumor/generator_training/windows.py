@@ -17,7 +17,7 @@ from nnunetv2_freetumor.generators.grid import Grid, array_order, make_grid, to_
 from nnunetv2_freetumor.generators.learned import FreetumorInputs, LiteInputs, freetumor_inputs, lite_inputs
 from nnunetv2_freetumor.plan import Target
 from nnunetv2_freetumor.synthesis.proposals import Proposal
-from nnunetv2_freetumor.synthesis.texture import Region, support
+from nnunetv2_freetumor.synthesis.region import Region, support
 from nnunetv2_freetumor.synthesis.volume import Spacing, box_around, distance_within, masked_mean, offsets_mm
 
 MARGIN_MM = 6.0  # of a region around the window

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from nnunetv2_freetumor.files.checkpoints import CHECKPOINT
 from nnunetv2_freetumor.generators.cards import Card
 from nnunetv2_freetumor.generators.grid import array_order
 from nnunetv2_freetumor.generators.learned import LearnedGenerator
 from nnunetv2_freetumor.generators.weights import available, find_generator, load_generator, read_card
 from nnunetv2_freetumor.plan import Section, Target
-from nnunetv2_freetumor.synthesis.texture import Generator, TextureGenerator
-from nnunetv2_freetumor.training.frozen_segmenter import CHECKPOINT
+from nnunetv2_freetumor.synthesis.region import Generator
+from nnunetv2_freetumor.synthesis.texture import TextureGenerator
 
 TRAINER = "nnUNetTrainerFreeTumorGenerator"
 FILE = "generator.safetensors"  # in the fold's folder

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnunetv2_freetumor.synthesis.texture import Region
+from nnunetv2_freetumor.synthesis.region import Region
 from nnunetv2_freetumor.synthesis.volume import Spacing
 
 Number = TypeVar("Number", int, float)

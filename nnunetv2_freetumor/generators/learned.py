@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nnunetv2_freetumor.generator_training.critics import scale_window
 from nnunetv2_freetumor.generators.cards import Card
 from nnunetv2_freetumor.generators.cpu_doubling import call_in_pairs
 from nnunetv2_freetumor.generators.grid import Grid, from_grid, grid_offsets_mm, make_grid, to_grid
+from nnunetv2_freetumor.intensity import scale_window
 from nnunetv2_freetumor.plan import Texture
-from nnunetv2_freetumor.synthesis.texture import TAIL_MM, Look, Region, texture_contrast
+from nnunetv2_freetumor.synthesis.region import TAIL_MM, Look, Region
+from nnunetv2_freetumor.synthesis.texture import texture_contrast
 from nnunetv2_freetumor.synthesis.volume import Spacing, gaussian_blur, pool, sample_tile, smooth_noise_tile
 
 MULTIPLES = {"lite": 4, "freetumor": 8}  # of the sides that each network can halve

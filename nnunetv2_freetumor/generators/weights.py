@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from nnunetv2_freetumor.files.cases import replacing
 from nnunetv2_freetumor.files.strict_json import read_as
 from nnunetv2_freetumor.generators.cards import Card
-from nnunetv2_freetumor.generators.lite_network import LiteNet
-from nnunetv2_freetumor.generators.networks import FreeTumorNet
+from nnunetv2_freetumor.generators.networks import FreeTumorNet, LiteNet
 
 ENDING = ".safetensors"
 ALIASES = {"lite": "lite_phantom"}  # short names of bundled generators

@@ -11,13 +11,13 @@ from nnunetv2_freetumor.cluster import reports as case_reports
 from nnunetv2_freetumor.cluster.run import check_cluster, run_cases
 from nnunetv2_freetumor.files import cases
 from nnunetv2_freetumor.offline import folder as synthetic_place
-from nnunetv2_freetumor.offline import one_case
 from nnunetv2_freetumor.offline import orders as synthetic_orders
 from nnunetv2_freetumor.offline.case import files_of, is_made, make_case
 from nnunetv2_freetumor.offline.folder import SETTINGS, SPLITS, read_settings
 from nnunetv2_freetumor.offline.orders import Orders, Wish
 from nnunetv2_freetumor.offline.sources import Sources, from_dataset, from_folders
 from nnunetv2_freetumor.training import synthetic_splits
+from nnunetv2_freetumor.training.device import choose_device
 
 REPORT = "report.json"  # in the new dataset
 
@@ -55,7 +55,7 @@ def synthesize_dataset(
         return _remake(remake, output, images, hosts, generator)
     check_cluster(scheduler, workers)
     if scheduler is None or device not in ("cpu", "cuda"):  # a cluster's workers may have what this machine lacks
-        one_case.choose_device(device)
+        choose_device(device)
     folder, preprocessed = synthetic_place.find_places(output)
     splits_at = [place for place in (preprocessed, folder) if place is not None]
     written = read_settings(folder).get(SPLITS)

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nnunetv2_freetumor import __version__, priors
 from nnunetv2_freetumor.files import cases
 from nnunetv2_freetumor.files.cases import SLICE_AXIS, case_name
@@ -16,6 +14,7 @@ from nnunetv2_freetumor.offline.planting import Planting, plant
 from nnunetv2_freetumor.offline.provenance import describe_lesion
 from nnunetv2_freetumor.plan import Prior, Section, SizeClass, Target
 from nnunetv2_freetumor.planning.roles import LUNG_HU
+from nnunetv2_freetumor.training.device import choose_device
 
 LUNG_PRIORS = ("lung", "covid19")
 
@@ -71,17 +70,6 @@ def synthesize_case(
         cases.write_case(planting.label, unfinished / paths[1].name)
         cases.write_json(record, unfinished / f"{name}.json")
     _report(planting, record, (*paths, folder / f"{name}.json"))
-
-
-def choose_device(name: str | None) -> torch.device:
-    """Take the named device, or CUDA where there is one."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise ValueError(f"-device must be cpu or cuda, but it is '{name}'.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("-device cuda was asked for, but PyTorch finds no CUDA device here. Use -device cpu.")
-    return torch.device(name)
 
 
 def _prior(name: str, diameter_mm: float | None) -> Prior:

@@ -18,8 +18,8 @@ from nnunetv2_freetumor.plan import Section, Target
 from nnunetv2_freetumor.synthesis.hosts import host_mask
 from nnunetv2_freetumor.synthesis.planted import BeforeAfter, Place, Planted, measure_planted
 from nnunetv2_freetumor.synthesis.proposals import CONTEXT_MM
+from nnunetv2_freetumor.synthesis.region import Generator
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
-from nnunetv2_freetumor.synthesis.texture import Generator
 from nnunetv2_freetumor.synthesis.volume import Spacing
 
 CANDIDATES = 256  # places to try for one lesion

@@ -1,29 +1,22 @@
-"""Pictures people look at: planted lesions beside what was there before, and what each epoch planted.
+"""Pictures people look at: planted lesions beside what was there before.
 
 Arrays are HU with axes (z y x). The first axis points up in the second and third plane, as radiologists hang them, once
 `Picture.upright` has turned the arrays the way the patient lies.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
-from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
-from matplotlib.ticker import MaxNLocator
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
 
 from nnunetv2_freetumor.files.cases import replacing
-from nnunetv2_freetumor.intensity import Intensity
-from nnunetv2_freetumor.plan import SIZE_NAMES
 from nnunetv2_freetumor.synthesis.planted import BeforeAfter, Place, measure_planted
-from nnunetv2_freetumor.synthesis.synthesizer import ACCEPTED, JUDGED, Lesion
 
 ANATOMICAL_PLANES = ("axial", "coronal", "sagittal")
 ARRAY_PLANES = ("across axis 1", "across axis 2", "across axis 3")
@@ -95,7 +88,7 @@ def lesion_sheet(pictures: Sequence[Picture], path: str | Path, title: str = "")
             left = GAP + column * (PANEL + GAP) + column // 3 * GAP
             axes = _add_axes(figure, left, top - CAPTION - PANEL)
             _draw_plane(axes, picture, column // 3, STAGES[column % 3])
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def pictures_of(change: BeforeAfter, places: Sequence[Place], spacing_mm: Sequence[float]) -> list[Picture]:
@@ -113,68 +106,6 @@ def pictures_of(change: BeforeAfter, places: Sequence[Place], spacing_mm: Sequen
         )
         for lesion in measure_planted(change, places, spacing_mm)
     ]
-
-
-def batch_preview(
-    before: Float[Tensor, "b 1 x y z"],
-    after: Float[Tensor, "b 1 x y z"],
-    label_before: Int[Tensor, "b 1 x y z"],
-    label_after: Int[Tensor, "b 1 x y z"],
-    lesions: Sequence[Lesion],
-    intensity: Intensity,
-    spacing_mm: tuple[float, float, float],
-    path: str | Path,
-) -> bool:
-    """Draw what was planted into a batch, if anything was: images in z-scores, axes as nnU-Net loads them."""
-    if not any(bool(lesion.change.kept) for lesion in lesions):
-        return False
-    pictures = []
-    for sample in sorted({lesion.sample for lesion in lesions}):
-        images = (intensity.to_hu(image[sample, 0].float()).cpu().numpy() for image in (before, after))
-        labels = (label[sample, 0].cpu().numpy() for label in (label_before, label_after))
-        places = [
-            Place(lesion.center, lesion.diameter_mm, f"sample {sample + 1}")
-            for lesion in lesions
-            if lesion.sample == sample and lesion.change.kept
-        ]
-        pictures += pictures_of(BeforeAfter(*images, *labels), places, spacing_mm)
-    lesion_sheet(pictures[:MOST_ROWS], path, "Planted into the first batch that got a lesion")
-    return True
-
-
-@style.context("default")  # nnU-Net's own figure leaves very large fonts behind
-def counts_curve(history: Mapping[str, Sequence[float]], path: str | Path) -> None:
-    """Draw what every epoch saw, planted by size class and, with a judge, how much of each size it accepted."""
-    judged = any(np.nansum(history[name]) for name in JUDGED)
-    figure = Figure(figsize=(9, 8.5 if judged else 6), facecolor="white", layout="constrained")
-    samples, sizes, *shares = panels = figure.subplots(3 if judged else 2, 1, sharex=True)
-    for name, color in (("eligible", "#999999"), ("planted", "#0072b2"), *([("rejected", "#d55e00")] * judged)):
-        samples.plot(range(len(history[name])), history[name], marker=".", color=color, label=name)
-    floor = np.zeros(len(history["planted"]))
-    for name, color in zip(SIZE_NAMES, SIZE_COLORS):
-        sizes.bar(range(len(floor)), np.nan_to_num(history[name]), bottom=floor, width=1.0, color=color, label=name)
-        floor = floor + np.nan_to_num(history[name])
-    for axes in shares:
-        _draw_accepted(axes, history)
-    samples.xaxis.set_major_locator(MaxNLocator(integer=True))
-    samples.set_ylabel("samples per epoch")
-    sizes.set_ylabel("lesions per epoch")
-    panels[-1].set_xlabel("epoch")
-    for axes in panels:
-        axes.set_ylim(bottom=0)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-        axes.grid(axis="y", color="#dddddd")
-        axes.set_axisbelow(True)
-    _save(figure, path)
-
-
-def _draw_accepted(axes: Axes, history: Mapping[str, Sequence[float]]) -> None:
-    for name, color, accepted, judged in zip(SIZE_NAMES, SIZE_COLORS, ACCEPTED, JUDGED):
-        epochs = np.asarray(history[judged], dtype=float)
-        share = np.divide(history[accepted], epochs, out=np.full(len(epochs), np.nan), where=epochs > 0)
-        if np.isfinite(share).any():
-            axes.plot(range(len(share)), 100 * share, marker=".", color=color, label=name)
-    axes.set(ylabel="accepted by the judge [%]", ylim=(0, 105))
 
 
 def _add_axes(figure: Figure, left: float, bottom: float) -> Axes:
@@ -237,7 +168,8 @@ def write_on(axes: Axes, x: float, y: float, text: str) -> None:
     axes.text(x, y, text, color=TEXT, fontsize=7, va="center", transform=axes.transAxes, path_effects=HALO)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     FigureCanvasAgg(figure)
     with replacing(path) as unfinished:
         figure.savefig(unfinished, dpi=140, facecolor=figure.get_facecolor())

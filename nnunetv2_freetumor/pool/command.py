@@ -15,15 +15,14 @@ from nnunetv2.utilities.utils import (
 from nnunetv2_freetumor.cluster.reports import EARLIER, CaseReport, exit_code, summary_lines, write_reports
 from nnunetv2_freetumor.cluster.run import check_cluster, run_cases
 from nnunetv2_freetumor.files.hashes import labeled_contents
-from nnunetv2_freetumor.offline import one_case
 from nnunetv2_freetumor.plan import SECTION, check_origin, read_section
 from nnunetv2_freetumor.planning import section
 from nnunetv2_freetumor.pool import options, store
-from nnunetv2_freetumor.pool.case import add_case
+from nnunetv2_freetumor.pool.case import MarkOrder, add_case, is_marked, mark_case
 from nnunetv2_freetumor.pool.images import duplicate_of, find_images
-from nnunetv2_freetumor.pool.marking import MarkOrder, is_marked, mark_case
 from nnunetv2_freetumor.pool.model import load_model
 from nnunetv2_freetumor.pool.orders import Job, Order, Place, is_done, labeled, place_of
+from nnunetv2_freetumor.training.device import choose_device
 
 REPORT = "report.json"
 Run = Callable[..., list[CaseReport]]
@@ -95,7 +94,7 @@ def _workers(asked: int | None, device: str | None, scheduler: str | None, model
     """Check the device, and choose one process for a GPU; None: one for each CPU core."""
     if scheduler is not None and device in (None, "cpu", "cuda"):
         return asked  # a cluster's workers may have what is missing here
-    on = one_case.choose_device(device)
+    on = choose_device(device)
     return 1 if asked is None and models and on.type == "cuda" else asked
 
 

@@ -14,12 +14,12 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_freetumor.files.cases import Case
+from nnunetv2_freetumor.files.checkpoints import CHECKPOINT
 from nnunetv2_freetumor.files.hashes import FileStates, state_of
 from nnunetv2_freetumor.pool.images import in_readers_orientation, orientation_of, reoriented
 from nnunetv2_freetumor.pool.store import preprocessing_hash
 from nnunetv2_freetumor.pool.training import PoolMixin
-from nnunetv2_freetumor.training.frozen_segmenter import CHECKPOINT, load_segmenter
-from nnunetv2_freetumor.training.segmenter import FrozenSegmenter
+from nnunetv2_freetumor.training.segmenter import FrozenSegmenter, load_segmenter
 
 
 class Model(NamedTuple):

@@ -11,8 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2_freetumor.files.hashes import FileStates, read_contents, state_of
 from nnunetv2_freetumor.plan import SECTION, Section, read_section
 from nnunetv2_freetumor.pool import store
-from nnunetv2_freetumor.pool.labels import PoolLabels, pool_labels
-from nnunetv2_freetumor.pool.masks import mask_files
+from nnunetv2_freetumor.pool.masks import PoolLabels, mask_files, pool_labels
 
 
 class Job(NamedTuple):

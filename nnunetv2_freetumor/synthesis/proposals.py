@@ -11,7 +11,7 @@ from nnunetv2_freetumor.synthesis import patchy, shapes
 from nnunetv2_freetumor.synthesis.draws import Blueprint, Draw, plan_sample
 from nnunetv2_freetumor.synthesis.hosts import fat_mask
 from nnunetv2_freetumor.synthesis.placement import MAX_CUT, Placement, place
-from nnunetv2_freetumor.synthesis.texture import Look, Region
+from nnunetv2_freetumor.synthesis.region import Look, Region
 from nnunetv2_freetumor.synthesis.volume import Box, Spacing, box_around, distance_within, offsets_mm, pool
 
 CONTEXT_MM = 12.0  # how much of the host around a lesion its texture looks at

@@ -9,14 +9,15 @@ from torch import Tensor
 
 from nnunetv2_freetumor.intensity import Intensity
 from nnunetv2_freetumor.plan import SIZE_NAMES, Section, size_index
-from nnunetv2_freetumor.synthesis import texture as generators
+from nnunetv2_freetumor.synthesis import region
 from nnunetv2_freetumor.synthesis.compose import Change, compose
 from nnunetv2_freetumor.synthesis.draws import CANDIDATES, Draw, draw
+from nnunetv2_freetumor.synthesis.gate import NO_VERDICT, Finding, Gate, Verdict
 from nnunetv2_freetumor.synthesis.placement import Placement
 from nnunetv2_freetumor.synthesis.proposals import Proposal, Proposals, Proposer
-from nnunetv2_freetumor.synthesis.texture import Generator, TextureGenerator
+from nnunetv2_freetumor.synthesis.region import Generator
+from nnunetv2_freetumor.synthesis.texture import TextureGenerator
 from nnunetv2_freetumor.synthesis.volume import Box, Spacing
-from nnunetv2_freetumor.training.judge import NO_VERDICT, Finding, Gate, Verdict
 
 JUDGED, ACCEPTED = (tuple(f"{what} {name}" for name in SIZE_NAMES) for what in ("judged", "accepted"))  # by size class
 COUNTS = (
@@ -159,8 +160,8 @@ class Synthesizer:
     def _draw_contrast(self, proposal: Proposal) -> Drawn:
         texture = self.section.targets[proposal.target].prior.texture
         contrast = self.generators[proposal.target](proposal.region, texture, proposal.look)
-        visible = generators.visibility(proposal.region, contrast, proposal.lesion) >= self.section.min_visibility
-        return Drawn(proposal, contrast, generators.support(proposal.region), visible)
+        visible = region.visibility(proposal.region, contrast, proposal.lesion) >= self.section.min_visibility
+        return Drawn(proposal, contrast, region.support(proposal.region), visible)
 
     def _compose(self, image: Tensor, label: Tensor, drawn: list[Drawn], keep: list[Tensor]) -> _Composed:
         """Compose the lesions that are to be kept into copies of image and label."""

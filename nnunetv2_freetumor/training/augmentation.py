@@ -136,11 +136,6 @@ def split(transforms: BasicTransform) -> Split:
     return Split(ComposeTransforms(flat[: last + 1]), ComposeTransforms(behind))
 
 
-def device_for(training_device: torch.device) -> torch.device:
-    """Choose where synthesis and the second half run: with the network, but on the CPU where that is Apple's MPS."""
-    return torch.device("cpu") if training_device.type == "mps" else training_device
-
-
 def check_device(transforms: ComposeTransforms, device: torch.device, trainer_name: str) -> None:
     """Refuse transforms that cannot run on a CUDA device.
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch import distributed as dist
 
 from nnunetv2_freetumor.plan import SIZE_NAMES, Section
+from nnunetv2_freetumor.synthesis.gate import Gate
 from nnunetv2_freetumor.synthesis.synthesizer import ACCEPTED, COUNTS, JUDGED
-from nnunetv2_freetumor.training.judge import Gate, JudgeGate
+from nnunetv2_freetumor.training.judge import JudgeGate
 
 KEY = "freetumor/"  # in front of every count's name in nnU-Net's logger
 LEAST_ELIGIBLE_SHARE = 0.2

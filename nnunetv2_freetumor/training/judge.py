@@ -7,7 +7,7 @@ and padded with its mean HU, as nnU-Net pads, where it is smaller.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
@@ -17,47 +17,12 @@ from torch.nn import functional
 
 from nnunetv2_freetumor.intensity import Intensity
 from nnunetv2_freetumor.plan import Section, size_index
-from nnunetv2_freetumor.synthesis.volume import Box, Spacing
+from nnunetv2_freetumor.synthesis.gate import Finding, Verdict, untested
+from nnunetv2_freetumor.synthesis.volume import Spacing
 from nnunetv2_freetumor.training.segmenter import FrozenSegmenter
 
 PUBLISHED_MIN_QUALITY = (0.7, 0.7, 0.7, 0.7)
 _SAME_SPACING = 1e-3  # relative
-
-
-class Finding(NamedTuple):
-    """A synthetic lesion that the judge is asked about."""
-
-    sample: int
-    target: int
-    center: list[float]  # voxels
-    diameter_mm: float
-    box: Box
-    lesion: Bool[Tensor, "x y z"]  # its voxels inside the box
-
-
-class Verdict(NamedTuple):
-    """What the judge said of a lesion; tensors, so that nothing is read back from the device."""
-
-    recognized: Float[Tensor, ""]  # share of its voxels called tumor
-    accepted: Bool[Tensor, ""]  # recognized enough of it
-    stays: Bool[Tensor, ""]  # accepted, or of a size that is not tested
-
-
-@runtime_checkable
-class Gate(Protocol):
-    """The quality test as `synthesis` sees it."""
-
-    def __call__(self, image: Float[Tensor, "b 1 x y z"], findings: list[Finding]) -> list[Verdict]:
-        """Judge lesions that were planted into these z-scores."""
-        ...
-
-
-def _untested(device: torch.device) -> Verdict:
-    passes = torch.ones((), dtype=torch.bool, device=device)
-    return Verdict(torch.full((), torch.nan, device=device), passes, passes)
-
-
-NO_VERDICT = _untested(torch.device("cpu"))
 
 
 class Window(NamedTuple):
@@ -120,7 +85,7 @@ class JudgeGate:
             outputs |= zip(chunk, self._look(torch.cat([self._cut(image, window) for window in chunk])))
         verdicts = iter([self._judge(*pair, outputs[pair[1]]) for pair in zip(tested, windows)])
         return [
-            _untested(image.device) if self.channels[finding.target] is None else next(verdicts) for finding in findings
+            untested(image.device) if self.channels[finding.target] is None else next(verdicts) for finding in findings
         ]
 
     def _window(self, finding: Finding, shape: Sequence[int]) -> Window:

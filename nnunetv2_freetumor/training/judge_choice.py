@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cc3d
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import join, load_pickle
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
@@ -11,12 +12,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed as dist
 
 from nnunetv2_freetumor import intensity
-from nnunetv2_freetumor.evaluation.matching import find_components
+from nnunetv2_freetumor.files.checkpoints import CHECKPOINT
 from nnunetv2_freetumor.plan import SIZE_NAMES, Section
-from nnunetv2_freetumor.training import augmentation
-from nnunetv2_freetumor.training.frozen_segmenter import CHECKPOINT, load_segmenter, training_command
+from nnunetv2_freetumor.training import device
 from nnunetv2_freetumor.training.judge import JudgeGate, min_quality
-from nnunetv2_freetumor.training.segmenter import FrozenSegmenter
+from nnunetv2_freetumor.training.segmenter import FrozenSegmenter, load_segmenter, training_command
 
 AUTO, OFF = "auto", "off"
 
@@ -96,7 +96,7 @@ def load_judge(place: Place, trainer: nnUNetTrainer) -> FrozenSegmenter:
     Raises:
         ValueError: it was trained on another dataset, or cannot be loaded; see `load_segmenter`.
     """
-    segmenter = load_segmenter(place.folder, place.fold, augmentation.device_for(trainer.device))
+    segmenter = load_segmenter(place.folder, place.fold, device.device_for(trainer.device))
     dataset = trainer.plans_manager.dataset_name
     if segmenter.dataset != dataset:
         raise ValueError(
@@ -146,7 +146,7 @@ def count_tumors(trainer: nnUNetTrainer, labels: Iterable[int], enough: int) -> 
         for label in [label for label, count in counts.items() if count < enough]:
             if len(places.get(label, places.get((label,), ()))):
                 voxels = np.asarray(dataset.load_case(case)[1][0])
-                counts[label] += len(find_components(voxels == label).voxels)
+                counts[label] += int(cc3d.connected_components(voxels == label, connectivity=26, return_N=True)[1])
     return counts
 
 

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_freetumor.evaluation.command import evaluate_command
-
 
 class LesionEvaluationMixin(nnUNetTrainer):
     """Score an nnU-Net trainer's validation predictions lesion by lesion, after nnU-Net's own scores."""
@@ -25,6 +23,8 @@ def evaluate_validation(fold: str | Path, references: str | Path) -> str:
 
     Days of training lie behind this: what cannot be scored is told in the text, with the command that repeats it.
     """
+    from nnunetv2_freetumor.evaluation.command import evaluate_command  # the loops that train have no use for it
+
     predictions, model = Path(fold) / "validation", Path(fold).parent
     dataset_json, plans_file = model / "dataset.json", model / "plans.json"
     try:

@@ -1,19 +1,31 @@
-"""A frozen segmenter: its network, the images that it was trained on, and which of its outputs means which label."""
+"""A frozen segmenter: its network, the images that it was trained on, and which of its outputs means which label.
+
+A trained nnU-Net model is loaded without executing anything that its checkpoint holds.
+"""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
+from nnunetv2_freetumor.files.checkpoints import CHECKPOINT, read_checkpoint
 from nnunetv2_freetumor.generators.cpu_doubling import call_in_pairs
-from nnunetv2_freetumor.intensity import Intensity
+from nnunetv2_freetumor.intensity import Intensity, from_plans
 from nnunetv2_freetumor.synthesis.volume import Spacing
 
 Axes = tuple[int, int, int]
+
+
+_PARTS = ("network_weights", "trainer_name", "init_args")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,3 +87,103 @@ class FrozenSegmenter:
     def probability(self, logits: Float[Tensor, "b c x y z"], channel: int) -> Float[Tensor, "b x y z"]:
         """Give the probability of a label or region."""
         return logits[:, channel].sigmoid() if self.has_regions else torch.softmax(logits, 1)[:, channel]
+
+
+def load_segmenter(model_folder: str | Path, fold: int | str, device: torch.device) -> FrozenSegmenter:
+    """Load one fold of a model folder (`TRAINER__PLANS__CONFIGURATION`) of a dataset with one CT channel.
+
+    Raises:
+        ValueError: there is no such finished model, its checkpoint holds more than weights, or it is no 3d model of CT;
+            the text names the folder and the way out.
+    """
+    folder = Path(model_folder)
+    path = folder / f"fold_{fold}" / CHECKPOINT
+    if not path.is_file():
+        raise ValueError(_explain_missing(folder, fold))
+    plans, dataset_json = _read_json(folder / "plans.json"), _read_json(folder / "dataset.json")
+    checkpoint = _read_model(path)
+    manager = PlansManager(plans)
+    configuration = manager.get_configuration(checkpoint["init_args"]["configuration"])
+    _check_kind(folder, manager, configuration, dataset_json)
+    network = _build_network(path, checkpoint, manager, configuration, dataset_json)
+    spacing_mm, patch, axes = configuration.spacing, configuration.patch_size, manager.transpose_forward
+    return FrozenSegmenter(
+        name=f"{folder.name}/fold_{fold}",
+        network=network.to(device).eval().requires_grad_(False),
+        intensity=from_plans(plans),
+        spacing_mm=(float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2])),
+        patch_size=(int(patch[0]), int(patch[1]), int(patch[2])),
+        labels=dataset_json["labels"],
+        dataset=manager.dataset_name,
+        has_regions=manager.get_label_manager(dataset_json).has_regions,
+        transpose_forward=(axes[0], axes[1], axes[2]),
+    )
+
+
+def training_command(folder: Path, fold: int | str) -> str:
+    """Give the command that trains one fold of a model folder `.../DATASET/TRAINER__PLANS__CONFIGURATION`."""
+    parts = folder.name.split("__")
+    if len(parts) != 3:
+        return "  nnUNetv2_train DATASET CONFIGURATION FOLD -p PLANS"
+    trainer, plans, configuration = parts
+    other = "" if trainer == "nnUNetTrainer" else f" -tr {trainer}"
+    return f"  nnUNetv2_train {folder.parent.name} {configuration} {fold} -p {plans}{other}"
+
+
+def _explain_missing(folder: Path, fold: int | str) -> str:
+    if not (folder / f"fold_{fold}").is_dir():
+        return f"There is no trained model {folder / f'fold_{fold}'}. Train it with\n{training_command(folder, fold)}"
+    return (
+        f"The model {folder / f'fold_{fold}'} is unfinished: it has no {CHECKPOINT}. Finish it with\n"
+        f"{training_command(folder, fold)} --c"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path.parent} is no nnU-Net model folder: it lacks {path.name}, which nnU-Net writes there.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read_model(path: Path) -> dict[str, Any]:
+    checkpoint = read_checkpoint(path)
+    complete = isinstance(checkpoint, dict) and all(part in checkpoint for part in _PARTS)
+    if not complete or "configuration" not in checkpoint["init_args"]:
+        raise ValueError(
+            f"{path} is no checkpoint of nnU-Net's: it must hold {', '.join(_PARTS)}. Train the model anew."
+        )
+    return checkpoint
+
+
+def _check_kind(
+    folder: Path, manager: PlansManager, configuration: ConfigurationManager, dataset_json: dict[str, Any]
+) -> None:
+    channels = determine_num_input_channels(manager, configuration, dataset_json)
+    schemes = configuration.normalization_schemes
+    if len(configuration.patch_size) != 3 or channels != 1 or schemes != ["CTNormalization"]:
+        raise ValueError(
+            f"The model {folder} cannot be a judge: that takes a 3d network with one CT channel (CTNormalization), but "
+            f"it has {len(configuration.patch_size)} axes, {channels} channel(s) and {', '.join(schemes)}. Choose "
+            "another model folder, for example of 3d_fullres."
+        )
+
+
+def _build_network(
+    path: Path,
+    checkpoint: dict[str, Any],
+    manager: PlansManager,
+    configuration: ConfigurationManager,
+    dataset_json: dict[str, Any],
+) -> nn.Module:
+    """Build the network as nnU-Net does to predict, through the trainer's own method."""
+    heads = manager.get_label_manager(dataset_json).num_segmentation_heads
+    try:
+        trainer = recursive_find_trainer_class_by_name(checkpoint["trainer_name"])
+        network = trainer.build_network_architecture(manager, configuration, 1, heads, enable_deep_supervision=False)
+        network.load_state_dict(checkpoint["network_weights"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"The network of {path} cannot be built: {str(error).splitlines()[0]} Its trainer "
+            f"({checkpoint['trainer_name']}) must be installed here, and plans.json must be that of its training."
+        ) from error
+    return network

@@ -1,4 +1,4 @@
-"""Settle what plants and what judges when a training starts, and keep to it when the training is resumed.
+"""Settle the section, what plants and what judges when a training starts, and keep to it when it is resumed.
 
 The choice lies beside the fold's checkpoints as `freetumor_chosen.json`: a baseline that was finished, or a generator
 that was installed in the meantime, does not change a training that has begun.
@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import distributed as dist
 
+from nnunetv2_freetumor import plan
 from nnunetv2_freetumor.files.cases import write_json
 from nnunetv2_freetumor.generators.choice import Choice, choose_generators, describe
 from nnunetv2_freetumor.plan import Section
+from nnunetv2_freetumor.planning import clip_window
+from nnunetv2_freetumor.planning.section import check_configuration, section_for_training
 from nnunetv2_freetumor.training.judge_choice import OFF, baseline_folder, find_judge
 
 FILE = "freetumor_chosen.json"
@@ -58,3 +62,28 @@ def _to_json(chosen: Chosen, trainer: nnUNetTrainer) -> dict[str, Any]:
 def _read(section: Section, data: dict[str, Any]) -> Chosen:
     generators = [Choice(**item | {"path": item["path"] and Path(item["path"])}) for item in data["generators"]]
     return Chosen(dataclasses.replace(section, judge=data["judge"]), generators)
+
+
+def resolve_section(
+    plans: dict[str, Any],
+    configuration: str,
+    dataset_json: dict[str, Any],
+    preprocessed: str,
+    rank: int = 0,
+    several_processes: bool = False,
+) -> plan.Section:
+    """Refuse what cannot work, read or derive the section, and leave it in the plans.
+
+    Rank 0 measures, which may take a while, and gives the result to all processes.
+    """
+    check_configuration(plans, configuration, dataset_json)
+    if configuration not in clip_window.preprocessed_configurations(plans, Path(preprocessed)):
+        raise ValueError(
+            f"{preprocessed} holds no preprocessed cases of configuration '{configuration}'. Preprocess them first:\n"
+            f"{clip_window.preprocess_command(plans, [configuration])}"
+        )
+    shared: list[Any] = [plan.to_json(section_for_training(plans, dataset_json)) if rank == 0 else None]
+    if several_processes:
+        dist.broadcast_object_list(shared)
+    plans[plan.SECTION] = shared[0]
+    return plan.read_section(shared[0])

@@ -9,6 +9,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunetv2_freetumor.files.cases import write_json
@@ -117,3 +118,13 @@ def read_splits(folder: Path) -> Splits | None:
     """Read the splits of a folder, where it has some."""
     path = folder / FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+class SplitGuardMixin(nnUNetTrainer):
+    """Refuse a numbered fold that would validate on synthetic cases, or on what these were made from."""
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Split as nnU-Net does, and look at what that gives."""
+        training, validation = super().do_split()
+        check_split(training, validation, self.fold)
+        return training, validation

@@ -13,9 +13,9 @@ from nnunet_folders import LIVER, write_volume
 from nnunetv2_freetumor import cli
 from nnunetv2_freetumor.evaluation.command import evaluate_command
 from nnunetv2_freetumor.evaluation.files import as_json
-from nnunetv2_freetumor.evaluation.labels import read_labels
+from nnunetv2_freetumor.evaluation.inputs import read_labels
+from nnunetv2_freetumor.evaluation.results import describe, p_text
 from nnunetv2_freetumor.evaluation.scores import Pair
-from nnunetv2_freetumor.evaluation.table import describe, p_text
 from nnunetv2_freetumor.evaluation.volumes import read_probability
 from nnunetv2_freetumor.plan import SECTION, Section, Target, to_json
 from nnunetv2_freetumor.priors import load

@@ -9,8 +9,9 @@ from evaluation_examples import PAIR, SPACING_MM, cohort, evaluation, label_map,
 from nnunet_folders import write_volume
 from PIL import Image
 
-from nnunetv2_freetumor.evaluation import figures, pictures
-from nnunetv2_freetumor.evaluation.labels import read_labels
+from nnunetv2_freetumor.evaluation import page as evaluation_page
+from nnunetv2_freetumor.evaluation import pictures
+from nnunetv2_freetumor.evaluation.inputs import read_labels
 from nnunetv2_freetumor.evaluation.page import write_page
 from nnunetv2_freetumor.evaluation.pictures import Finding, findings_sheet, worst_alarms, worst_misses
 from nnunetv2_freetumor.evaluation.scores import Rule
@@ -93,19 +94,19 @@ def test_images_give_the_background_and_must_fit(folders):
 
 def test_plots_without_numbers_are_left_out():
     given = evaluation(other=False, froc=False).pairs[0]
-    assert figures.froc_figure(given, Rule()) is None
+    assert evaluation_page.froc_figure(given, Rule()) is None
     nothing = tuple(score._replace(lesions=()) for score in given.scores["predictions"])
-    assert figures.dice_figure(given._replace(scores={"predictions": nothing})) is None
-    assert figures.sensitivity_figure(given, Rule()).startswith(b"\x89PNG")
+    assert evaluation_page.dice_figure(given._replace(scores={"predictions": nothing})) is None
+    assert evaluation_page.sensitivity_figure(given, Rule()).startswith(b"\x89PNG")
 
 
 def test_a_figure_is_the_same_whatever_style_was_left_behind():
     from matplotlib import rcParams
 
     given = evaluation().pairs[0]
-    before = figures.sensitivity_figure(given, Rule())
+    before = evaluation_page.sensitivity_figure(given, Rule())
     size, rcParams["font.size"] = rcParams["font.size"], 40.0
     try:
-        assert figures.sensitivity_figure(given, Rule()) == before
+        assert evaluation_page.sensitivity_figure(given, Rule()) == before
     finally:
         rcParams["font.size"] = size

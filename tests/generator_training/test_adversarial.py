@@ -23,7 +23,7 @@ from nnunetv2_freetumor.generator_training.step import (
 )
 from nnunetv2_freetumor.generator_training.windows import Replay, Synthetic, Windows
 from nnunetv2_freetumor.generators.learned import FreetumorInputs, LiteInputs
-from nnunetv2_freetumor.generators.lite_network import LiteNet
+from nnunetv2_freetumor.generators.networks import LiteNet
 
 SIDE, HOST_HU, TEXTURE_HU = 16, 110.0, -30.0
 FRAME = Frame(ABDOMEN_WINDOW_HU, (1.5, 1.5, 1.5), (SIDE, SIDE, SIDE), -1, "tanh")

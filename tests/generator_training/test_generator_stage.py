@@ -12,7 +12,7 @@ from nnunetv2_freetumor.generator_training.adversaries import PatchHinge
 from nnunetv2_freetumor.generator_training.stage import GeneratorStage
 from nnunetv2_freetumor.generator_training.step import AdversarialStep, Networks, make_optimizer
 from nnunetv2_freetumor.generator_training.windows import Cutter
-from nnunetv2_freetumor.generators.lite_network import LiteNet
+from nnunetv2_freetumor.generators.networks import LiteNet
 from nnunetv2_freetumor.intensity import RAW_CT
 from nnunetv2_freetumor.plan import SizeClass
 

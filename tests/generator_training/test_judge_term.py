@@ -10,8 +10,8 @@ from nnunetv2_freetumor.generator_training.judge import TrainingJudge
 from nnunetv2_freetumor.generator_training.stage import planting_section
 from nnunetv2_freetumor.generator_training.windows import Cutter
 from nnunetv2_freetumor.intensity import RAW_CT
+from nnunetv2_freetumor.synthesis.region import support
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
-from nnunetv2_freetumor.synthesis.texture import support
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nnunetv2_freetumor.generator_training import losses
-from nnunetv2_freetumor.generator_training.critics import REAL, SYNTHETIC
+from nnunetv2_freetumor.generator_training.losses import REAL, SYNTHETIC
 
 
 def logits_of(probability: dict[int, float], shape=(1, 3, 2, 2, 2)) -> torch.Tensor:

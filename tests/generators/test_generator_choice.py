@@ -12,6 +12,7 @@ from synthesis_examples import PRIOR, make_section
 from nnunetv2_freetumor.experiments.bench.data import CONFIGURATION as BENCH_CONFIGURATION
 from nnunetv2_freetumor.experiments.bench.data import DATASET
 from nnunetv2_freetumor.experiments.bench.data import PLANS as PLANS_NAME
+from nnunetv2_freetumor.files.checkpoints import CHECKPOINT
 from nnunetv2_freetumor.generators import weights
 from nnunetv2_freetumor.generators.choice import ASKED_FOR, Choice, build_generators, choose_generators, describe
 from nnunetv2_freetumor.generators.networks import FreeTumorNet
@@ -20,7 +21,6 @@ from nnunetv2_freetumor.offline import preview
 from nnunetv2_freetumor.plan import SECTION, read_section
 from nnunetv2_freetumor.synthesis.texture import TextureGenerator
 from nnunetv2_freetumor.trainer import nnUNetTrainerFreeTumor
-from nnunetv2_freetumor.training.frozen_segmenter import CHECKPOINT
 
 pytest_plugins = ["tiny_trainings"]
 

@@ -22,8 +22,9 @@ from nnunetv2_freetumor.generators.learned import (
 from nnunetv2_freetumor.generators.networks import FreeTumorNet
 from nnunetv2_freetumor.intensity import RAW_CT
 from nnunetv2_freetumor.plan import Texture
+from nnunetv2_freetumor.synthesis.region import Generator, Region, support
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
-from nnunetv2_freetumor.synthesis.texture import Generator, Region, TextureGenerator, support, texture_contrast
+from nnunetv2_freetumor.synthesis.texture import TextureGenerator, texture_contrast
 from nnunetv2_freetumor.synthesis.volume import Box, offsets_mm
 
 

@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nnunetv2_freetumor.generators import weights
-from nnunetv2_freetumor.generators.lite_network import INPUTS, LOOK, MAX_RESIDUAL_HU, LiteNet
-from nnunetv2_freetumor.generators.networks import FreeTumorNet
+from nnunetv2_freetumor.generators.networks import INPUTS, LOOK, MAX_RESIDUAL_HU, FreeTumorNet, LiteNet
 from nnunetv2_freetumor.generators.weights import find_generator, load_generator, read_card, save_generator
 
 pytest_plugins = ["generator_places"]

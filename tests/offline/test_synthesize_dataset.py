@@ -25,8 +25,7 @@ from nnunetv2_freetumor.plan import SECTION, read_section
 from nnunetv2_freetumor.planning.roles import resolve
 from nnunetv2_freetumor.trainer import nnUNetTrainerFreeTumor
 from nnunetv2_freetumor.training import synthetic_splits
-from nnunetv2_freetumor.training.split_guard import SplitGuardMixin
-from nnunetv2_freetumor.training.synthetic_splits import check_split, make_splits
+from nnunetv2_freetumor.training.synthetic_splits import SplitGuardMixin, check_split, make_splits
 
 pytest_plugins = ["synthetic_sets"]
 pytestmark = pytest.mark.usefixtures("environment")

@@ -198,7 +198,7 @@ def test_one_process_works_on_one_gpu_unless_somebody_wants_more(
     folders, tmp_path, monkeypatch, device, workers, expected
 ):
     asked = []
-    monkeypatch.setattr(command.one_case, "choose_device", lambda name: torch.device(name))
+    monkeypatch.setattr(command, "choose_device", lambda name: torch.device(name))
     monkeypatch.setattr(command, "run_cases", lambda *args, **_: asked.append(args[4]) or [])
     make(tmp_path, **folders, **(FOLDER_SETTINGS | {"workers": workers}), device=device)
     assert asked == [expected]

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from nnunetv2_freetumor.intensity import Intensity
-from nnunetv2_freetumor.pages import sheets as figures
-from nnunetv2_freetumor.pages.sheets import Picture, batch_preview, counts_curve, lesion_sheet, pictures_of, window_hu
+from nnunetv2_freetumor.pages import sheets
+from nnunetv2_freetumor.pages.sheets import Picture, lesion_sheet, pictures_of, window_hu
 from nnunetv2_freetumor.synthesis import compose
 from nnunetv2_freetumor.synthesis.planted import BeforeAfter, Place, measure_planted
 from nnunetv2_freetumor.synthesis.synthesizer import COUNTS, JUDGED, Lesion
 from nnunetv2_freetumor.synthesis.volume import Box
+from nnunetv2_freetumor.training import figures
+from nnunetv2_freetumor.training.figures import batch_preview, counts_curve
 
 SPACING_MM = (3.0, 1.0, 1.0)
 
@@ -125,9 +127,9 @@ def test_thick_slices_keep_their_proportion(monkeypatch):
     """A ball is as high as it is wide in every plane."""
     drawn = []
     monkeypatch.setattr(
-        figures.Axes, "contour", lambda self, x, y, mask, **_: drawn.append((np.ptp(x), np.ptp(y), mask))
+        sheets.Axes, "contour", lambda self, x, y, mask, **_: drawn.append((np.ptp(x), np.ptp(y), mask))
     )
-    monkeypatch.setattr(figures, "_save", lambda *_: None)
+    monkeypatch.setattr(sheets, "save_figure", lambda *_: None)
     lesion_sheet(pictures_of(make_change(), PLACES, SPACING_MM)[:1], "unused.png")
     for width_mm, height_mm, mask in drawn:
         rows, columns = (np.flatnonzero(mask[..., :22, :22].any(axis)) for axis in (1, 0))
@@ -147,11 +149,11 @@ def test_a_batch_is_drawn_from_z_scores(monkeypatch):
         Lesion(0, 0, [6.0, 12.0, 12.0], 14.0, box, stayed, kept),
         Lesion(0, 0, [6.0, 28.0, 28.0], 8.0, box, stayed._replace(kept=~kept), kept),
     ]
-    sheets = []
-    monkeypatch.setattr(figures, "lesion_sheet", lambda pictures, *_: sheets.extend(pictures))
+    drawn = []
+    monkeypatch.setattr(figures, "lesion_sheet", lambda pictures, *_: drawn.extend(pictures))
     batch_preview(before, after, *labels, lesions, window, SPACING_MM, "unused.png")
-    assert [picture.caption[:8] for picture in sheets] == ["sample 1"], "a lesion that did not stay is not drawn"
-    assert sheets[0].caption.endswith("-50 HU") and sheets[0].host_hu == pytest.approx(100, abs=1e-3)
+    assert [picture.caption[:8] for picture in drawn] == ["sample 1"], "a lesion that did not stay is not drawn"
+    assert drawn[0].caption.endswith("-50 HU") and drawn[0].host_hu == pytest.approx(100, abs=1e-3)
 
 
 def test_the_curve_takes_epochs_without_counts(tmp_path):

@@ -12,7 +12,6 @@ from pools import SPACING_MM, scan
 
 from nnunetv2_freetumor.cluster.reports import CaseReport, summary_lines
 from nnunetv2_freetumor.experiments.bench.data import CONFIGURATION, DATASET, PLANS
-from nnunetv2_freetumor.offline import one_case
 from nnunetv2_freetumor.plan import SECTION
 from nnunetv2_freetumor.pool import command, store, suspects
 from nnunetv2_freetumor.pool.images import find_images
@@ -173,7 +172,7 @@ def test_a_device_that_is_not_there_ends_before_any_scan_is_read(place, workers)
 
 @pytest.mark.parametrize(("options", "workers"), [({"judge": "m"}, 1), ({}, None), ({"judge": "m", "workers": 3}, 3)])
 def test_one_process_works_with_a_model_on_a_gpu(options, workers, place, monkeypatch):
-    monkeypatch.setattr(one_case, "choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(command, "choose_device", lambda _: torch.device("cuda"))
     given = []
     monkeypatch.setattr(command, "check_cluster", lambda *_: None)
     monkeypatch.setattr(command.options, "check_job", lambda *_, **__: None)

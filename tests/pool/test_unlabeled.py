@@ -19,7 +19,7 @@ from nnunetv2_freetumor.files import hashes
 from nnunetv2_freetumor.files.cases import read_case
 from nnunetv2_freetumor.files.hashes import content_hash
 from nnunetv2_freetumor.pool import case as pool_case
-from nnunetv2_freetumor.pool import command, marking, orders, store, suspects
+from nnunetv2_freetumor.pool import command, orders, store, suspects
 from nnunetv2_freetumor.pool import options as pool_options
 from nnunetv2_freetumor.pool.images import find_images
 
@@ -412,12 +412,11 @@ def judge(monkeypatch):
         found[11, 19, 21] = True
         return found
 
-    for module in (pool_case, marking, pool_options, command):
+    for module in (pool_case, pool_options, command):
         monkeypatch.setattr(module, "load_model", lambda *_: FakeModel)
     monkeypatch.setattr(pool_options, "check_judge", lambda *_: None)
     monkeypatch.setattr(pool_options, "met_lesions", lambda *_: True)
     monkeypatch.setattr(pool_case, "predict_lesions", _lesions)
-    monkeypatch.setattr(marking, "predict_lesions", _lesions)
 
 
 def test_a_judges_suspects_are_taken_out_at_once_or_in_a_second_round_alike(place, judge):

@@ -7,7 +7,8 @@ from synthesis_examples import SIZE, make_look, make_region
 from nnunetv2_freetumor.intensity import RAW_CT
 from nnunetv2_freetumor.plan import Texture
 from nnunetv2_freetumor.synthesis.compose import compose
-from nnunetv2_freetumor.synthesis.texture import TAIL_MM, analyze, support, texture_contrast, visibility
+from nnunetv2_freetumor.synthesis.region import TAIL_MM, support, visibility
+from nnunetv2_freetumor.synthesis.texture import analyze, texture_contrast
 
 PLAIN = Texture(k_sd=0.0, fine_hu=0.0, coarse_hu=0.0, rim_hu=0.0)
 

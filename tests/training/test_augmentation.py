@@ -17,7 +17,7 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5
 )
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
 
-from nnunetv2_freetumor.training import augmentation
+from nnunetv2_freetumor.training import augmentation, device
 
 PATCH, CROP = (12, 16, 16), (12, 20, 20)
 TRAINERS = (nnUNetTrainer, nnUNetTrainerDA5, nnUNetTrainerDA5ord0, nnUNetTrainerNoDA)
@@ -195,8 +195,8 @@ def test_transforms_that_are_no_flat_list_are_refused():
 
 
 def test_apple_devices_augment_on_the_cpu():
-    assert augmentation.device_for(torch.device("mps")) == torch.device("cpu")
-    assert augmentation.device_for(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    assert device.device_for(torch.device("mps")) == torch.device("cpu")
+    assert device.device_for(torch.device("cuda", 1)) == torch.device("cuda", 1)
 
 
 @pytest.mark.gpu

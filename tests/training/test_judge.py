@@ -10,9 +10,10 @@ from torch import nn
 
 from nnunetv2_freetumor.intensity import RAW_CT, Intensity
 from nnunetv2_freetumor.plan import SizeClass
+from nnunetv2_freetumor.synthesis.gate import Finding, Verdict
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
 from nnunetv2_freetumor.synthesis.volume import Box
-from nnunetv2_freetumor.training.judge import Finding, JudgeGate, Verdict, resample
+from nnunetv2_freetumor.training.judge import JudgeGate, resample
 
 
 def make_gate(segmenter, channels=(2,), spacing=(1.0, 1.0, 1.0), intensity=HU, **settings):

@@ -13,11 +13,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_freetumor import trainer
 from nnunetv2_freetumor.experiments.bench.data import CONFIGURATION, DATASET, LABELS, PLANS
+from nnunetv2_freetumor.files.checkpoints import CHECKPOINT
 from nnunetv2_freetumor.plan import read_section
 from nnunetv2_freetumor.synthesis.synthesizer import ACCEPTED, JUDGED
 from nnunetv2_freetumor.training import epoch_log, judge_choice
-from nnunetv2_freetumor.training.frozen_segmenter import CHECKPOINT, load_segmenter
 from nnunetv2_freetumor.training.judge import JudgeGate
+from nnunetv2_freetumor.training.segmenter import load_segmenter
 
 pytest_plugins = ["tiny_trainings"]
 

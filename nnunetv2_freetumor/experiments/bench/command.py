@@ -16,7 +16,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tqdm import tqdm
 
-from nnunetv2_freetumor.experiments.bench import startup
+from nnunetv2_freetumor.experiments.bench import data
 from nnunetv2_freetumor.experiments.bench.data import CONFIGURATION, DATASET, PLANS, Layout, write_dataset
 from nnunetv2_freetumor.files.cases import check_writable, write_json
 from nnunetv2_freetumor.trainer import FreeTumorMixin, nnUNetTrainerFreeTumor
@@ -89,8 +89,8 @@ def bench_command(output: str, device: str | None = None) -> None:
         "synthesis_ms_per_lesion": round(figures.synthesis_ms_per_lesion.median, 2),
         "augmentation_ms": round(figures.augmentation_ms.median, 2),
         "extra_memory_mib": round(figures.extra_memory_mib.median, 1),
-        "startup_hook_ms": round(startup.hook_ms(), 2),
-        "help_s": round(startup.help_s(), 3),
+        "startup_hook_ms": round(data.hook_ms(), 2),
+        "help_s": round(data.help_s(), 3),
     }
     write_json({"device": kind, "median_and_quartiles": _as_json(figures)} | lines, Path(output) / "bench.json")
     print("\n".join(table(kind, SETUPS[kind], figures)))

@@ -3,6 +3,11 @@
 It is what nnU-Net's own preprocessing would have left behind, so that a trainer can be started on it at once.
 """
 
+import re
+import statistics
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +24,11 @@ DATASET, PLANS, CONFIGURATION = "Dataset999_Bench", "nnUNetPlans", "3d_fullres"
 LABELS = {"background": 0, "liver": 1, "tumor": 2}
 LIVER_HU, TUMOR_HU, BODY_HU, AIR_HU, NOISE_HU = 110.0, 60.0, 40.0, -1000.0, 15.0
 HU_PROPERTIES = {"mean": 100.0, "median": 103.0, "std": 35.0, "percentile_00_5": -20.0, "percentile_99_5": 200.0}
+
+
+ROUNDS = 9
+HOOK = "import nnunetv2_freetumor.startup as startup; startup.extend()"
+HELP = "from nnunetv2_freetumor.cli import main; main(['--help'])"
 
 
 class Layout(NamedTuple):
@@ -157,3 +167,26 @@ def _ball(layout: Layout, center_mm: np.ndarray, radii_mm: np.ndarray) -> np.nda
     axes = [(np.arange(n) + 0.5) * step for n, step in zip(layout.shape, layout.spacing_mm)]
     grid = np.meshgrid(*axes, indexing="ij", sparse=True)
     return sum(((axis - c) / r) ** 2 for axis, c, r in zip(grid, center_mm, radii_mm)) <= 1
+
+
+def hook_ms() -> float:
+    """Time what the start-up hook imports, as Python itself reports it; the median of several starts."""
+    return statistics.median(_hook_once() for _ in range(ROUNDS))
+
+
+def help_s() -> float:
+    """Time `nnUNetv2_freetumor --help` as a whole process; the median of several runs."""
+    return statistics.median(_help_once() for _ in range(ROUNDS))
+
+
+def _hook_once() -> float:
+    command = [sys.executable, "-X", "importtime", "-c", HOOK]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    rows = re.findall(r"import time: +(\d+) \| +\d+ \|\s+nnunetv2_freetumor(?:\.startup)?$", report, flags=re.MULTILINE)
+    return sum(map(int, rows)) / 1000
+
+
+def _help_once() -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", HELP], stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - start

@@ -10,10 +10,19 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_freetumor import __version__, plan, priors
-from nnunetv2_freetumor.experiments.demo import command
-from nnunetv2_freetumor.experiments.phantom.cases import grow_in_case
 from nnunetv2_freetumor.experiments.phantom.cohort import write_cohort
-from nnunetv2_freetumor.experiments.steps import Runner, Step
+from nnunetv2_freetumor.experiments.phantom.growing import grow_in_case
+from nnunetv2_freetumor.experiments.steps import (
+    FEATURES,
+    PLANS,
+    PREPROCESSED,
+    RAW,
+    RESULTS,
+    Runner,
+    Step,
+    add_coarse_configuration,
+    environment,
+)
 from nnunetv2_freetumor.files.cases import (
     check_same_geometry,
     check_writable,
@@ -23,6 +32,7 @@ from nnunetv2_freetumor.files.cases import (
     write_json,
 )
 from nnunetv2_freetumor.generators import weights
+from nnunetv2_freetumor.training.device import choose_device
 
 DATASET, DATASET_NAME, CONFIGURATION, TRAINER = (
     "902",
@@ -72,14 +82,14 @@ def make_bundled_command(
         ValueError: a file or setting that cannot work, or a step that failed.
     """
     pairs = _pairs(real, attribution)
-    chosen = command.choose_device(device)
+    chosen = choose_device(device).type
     root = check_writable(output).resolve()
     raw, plans_file = _folders(root)
     steps = _steps(raw, plans_file, pairs, CUDA_CHANGES if chosen == "cuda" else CPU_CHANGES, chosen)
-    runner = Runner(root, command.environment(root), len(steps))
+    runner = Runner(root, environment(root), len(steps))
     for step in steps:
         runner.run(step)
-    model = root / command.RESULTS / DATASET_NAME / f"{TRAINER}__{command.PLANS}__{CONFIGURATION}" / "fold_all"
+    model = root / RESULTS / DATASET_NAME / f"{TRAINER}__{PLANS}__{CONFIGURATION}" / "fold_all"
     loaded = weights.load_generator(model / "generator.safetensors", "cpu")
     card = finish_card(loaded.card, len(pairs), attribution)
     path = root / f"{NAME}.safetensors"
@@ -122,7 +132,10 @@ def _pairs(real: Sequence[str], attribution: str) -> list[tuple[Path, Path]]:
 
 
 def _folders(root: Path) -> tuple[Path, Path]:
-    return root / command.RAW / DATASET_NAME, root / command.PREPROCESSED / DATASET_NAME / f"{command.PLANS}.json"
+    return (
+        root / RAW / DATASET_NAME,
+        root / PREPROCESSED / DATASET_NAME / f"{PLANS}.json",
+    )
 
 
 def _steps(
@@ -149,7 +162,7 @@ def _steps(
             "fine",
             "add a configuration of the generator's resolution",
             f"add_coarse_configuration({plans_file.name}): {CONFIGURATION}, {FINE}",
-            lambda: command.add_coarse_configuration(plans_file, command.FEATURES, CONFIGURATION, **FINE),
+            lambda: add_coarse_configuration(plans_file, FEATURES, CONFIGURATION, **FINE),
         ),
         Step("freetumor", "write the freetumor section", f"nnUNetv2_freetumor plan -d {DATASET}"),
         Step(

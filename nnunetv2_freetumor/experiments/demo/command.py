@@ -1,30 +1,35 @@
 """Run the whole line on a made-up CT cohort: nnU-Net's own commands, then a page that shows what came out."""
 
 import json
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from nnunetv2_freetumor import startup
 from nnunetv2_freetumor.experiments.demo import report
 from nnunetv2_freetumor.experiments.phantom.cohort import write_cohort
-from nnunetv2_freetumor.experiments.steps import Runner, Step
+from nnunetv2_freetumor.experiments.steps import (
+    COARSE,
+    CONFIGURATION,
+    FEATURES,
+    PLANS,
+    PREPROCESSED,
+    RAW,
+    RESULTS,
+    Runner,
+    Step,
+    add_coarse_configuration,
+    environment,
+)
 from nnunetv2_freetumor.files.cases import check_writable, write_json
+from nnunetv2_freetumor.training.device import choose_device
 
 DATASET, DATASET_NAME = 900, "Dataset900_Phantom"
-RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
-PLANS, CONFIGURATION, FOLD, TRAINER = "nnUNetPlans", "3d_coarse", 0, "nnUNetTrainerFreeTumor_demo"
 TRAINING_CASES, TEST_CASES, SEED = 12, 5, 1
 PIXEL_MM, SLICE_MM = (1.3, 1.5), (4.0, 5.0)
 EPOCHS = 20
 GENERATOR = "lite"
 PREVIEW_LESIONS = 4
 EVALUATION = "evaluation"  # folder
-COARSE = {"spacing": [4.0, 2.5, 2.5], "patch_size": [24, 56, 56], "batch_size": 2, "batch_dice": True}  # z, y, x
-FEATURES = [16, 32, 64, 64]  # of the small network, by stage
+TRAINER, FOLD = "nnUNetTrainerFreeTumor_demo", 0
 
 
 def demo_command(output: str | Path, device: str | None = None) -> None:
@@ -40,42 +45,13 @@ def demo_command(output: str | Path, device: str | None = None) -> None:
     Raises:
         ValueError: the folder cannot be written to, or a step failed.
     """
-    chosen = choose_device(device)
+    chosen = choose_device(device).type
     root = check_writable(output).resolve()
     steps = [*_preparation(root), *_training(chosen)]
     runner = Runner(root, environment(root), len(steps))
     for step in steps:
         runner.run(step)
     print(f"Report:\n{report.write_report(_contents(root, steps, runner.seconds), root / 'report.html')}")
-
-
-def choose_device(device: str | None) -> str:
-    """Take the device that was asked for, or else a CUDA device where there is one.
-
-    Raises:
-        ValueError: no such device here.
-    """
-    choices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
-    if device is not None and device not in choices:
-        raise ValueError(f"-device must be one of {', '.join(choices)} on this machine, but it is '{device}'.")
-    return device or choices[-1]
-
-
-def environment(root: Path) -> dict[str, str]:
-    """Give the commands folders of their own and settings for two cores; torch.compile pays only in long trainings."""
-    startup.extend()
-    settings = {
-        "nnUNet_def_n_proc": "2",
-        "nnUNet_n_proc_DA": "2",
-        "nnUNet_compile": "f",
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait leave the core to the loader processes
-        "PYTHONUNBUFFERED": "1",
-    }
-    return {
-        **os.environ,
-        **{name: str(check_writable(root / name)) for name in (RAW, PREPROCESSED, RESULTS)},
-        **settings,
-    }
 
 
 def _preparation(root: Path) -> list[Step]:
@@ -146,31 +122,6 @@ def _training(device: str) -> list[Step]:
             total=TEST_CASES,
         ),
     ]
-
-
-def add_coarse_configuration(
-    plans_file: Path, features: Sequence[int], name: str = CONFIGURATION, **changes: Any
-) -> None:
-    """Add a configuration with large voxels and a small network, which two cores train in minutes."""
-    plans = json.loads(plans_file.read_text(encoding="utf-8"))
-    stages = len(features)
-    architecture = json.loads(json.dumps(plans["configurations"]["3d_fullres"]["architecture"]))
-    architecture["arch_kwargs"] |= {
-        "n_stages": stages,
-        "features_per_stage": list(features),
-        "kernel_sizes": [[3, 3, 3]] * stages,
-        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
-        "n_conv_per_stage": [2] * stages,
-        "n_conv_per_stage_decoder": [1] * (stages - 1),
-    }
-    plans["configurations"][name] = {
-        "inherits_from": "3d_fullres",
-        "data_identifier": f"{PLANS}_{name}",
-        "architecture": architecture,
-        **COARSE,
-        **changes,
-    }
-    write_json(plans, plans_file)
 
 
 def choose_generator(plans_file: Path, name: str) -> None:

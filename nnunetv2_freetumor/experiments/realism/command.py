@@ -13,12 +13,11 @@ from nnunetv2_freetumor.experiments.realism.classifier import Pairs, assess, auc
 from nnunetv2_freetumor.experiments.realism.contestants import Contestant, make_contestants
 from nnunetv2_freetumor.experiments.realism.data import find_cases, make_phantoms, read_prior
 from nnunetv2_freetumor.experiments.realism.lesions import Lesions
-from nnunetv2_freetumor.experiments.realism.page import write_page
+from nnunetv2_freetumor.experiments.realism.page import sheet, write_page
 from nnunetv2_freetumor.experiments.realism.pairs import REAL, CaseFiles, Setup, collect, make_target
-from nnunetv2_freetumor.experiments.realism.pictures import sheet
 from nnunetv2_freetumor.experiments.realism.results import Cohort, Outcome, describe, write_files
 from nnunetv2_freetumor.files.cases import check_writable, replacing
-from nnunetv2_freetumor.offline.one_case import choose_device
+from nnunetv2_freetumor.training.device import choose_device
 
 PHANTOM_CASES, PHANTOM_HOST, PHANTOM_TUMOR = 24, 1, 2
 LEAST_PATIENTS = 8  # with fewer, neither folds nor intervals mean much

@@ -14,7 +14,8 @@ from nnunetv2_freetumor.generators.grid import array_order
 from nnunetv2_freetumor.generators.learned import LearnedGenerator
 from nnunetv2_freetumor.generators.weights import build_network, find_generator, load_generator, read_card
 from nnunetv2_freetumor.plan import Texture
-from nnunetv2_freetumor.synthesis.texture import Generator, Look, Region, TextureGenerator
+from nnunetv2_freetumor.synthesis.region import Generator, Look, Region
+from nnunetv2_freetumor.synthesis.texture import TextureGenerator
 from nnunetv2_freetumor.synthesis.volume import pool
 
 CONSTANT_HU = -40.0

@@ -1,11 +1,28 @@
-"""The page about how real planted lesions look, in one file."""
+"""The page about how real planted lesions look, with its pictures, in one file."""
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nnunetv2_freetumor.experiments.realism.classifier import Votes
+from nnunetv2_freetumor.experiments.realism.lesions import Lesions
 from nnunetv2_freetumor.experiments.realism.results import READING, Outcome, clue_rows, difference_rows, main_rows
 from nnunetv2_freetumor.pages.page import picture, save_page, table
+from nnunetv2_freetumor.pages.sheets import BACKGROUND, OUTLINE, TEXT, scale_bar, write_on
+from nnunetv2_freetumor.pages.slices import png
+
+ROWS = 6
+WINDOW_WIDTH_HU = 220.0  # narrower than radiologists' own, so that more can be seen
+_PLAIN_HU = (-150.0, 300.0)  # what the window's level is read from: neither air nor bone
+_PANEL, _CAPTION, _TITLE, _GAP = 1.35, 0.22, 0.55, 0.18  # inches
+_KINDS = ("planted", "planted", "real", "real")
+_HALVES = ("taken for real most", "given away first")
 
 
 def write_page(outcome: Outcome, sheets: Mapping[str, bytes], path: Path) -> Path:
@@ -36,3 +53,58 @@ def write_page(outcome: Outcome, sheets: Mapping[str, bytes], path: Path) -> Pat
 
 def _table(rows: list[list[str]]) -> str:
     return table(rows[0], rows[1:]) if rows else ""
+
+
+@style.context("default")
+def sheet(name: str, real: Lesions, planted: Lesions, votes: Votes, names: Sequence[str]) -> bytes:
+    """Draw the pairs with the most and with the least convincing planted lesions, and give the PNG."""
+    order = np.argsort(-votes.planted, kind="stable")
+    rows = min(ROWS, max(len(order) // 2, 1))
+    width, height = 8 * _PANEL + 3 * _GAP, _TITLE + rows * (_PANEL + _CAPTION)
+    figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
+    for half, (title, chosen) in enumerate(zip(_HALVES, (order[:rows], order[::-1][:rows]))):
+        left = _GAP + half * (4 * _PANEL + _GAP)
+        figure.text(left / width, 1 - 0.14 / height, f"{name}: {title}", color=TEXT, fontsize=10, va="top")
+        for row, index in enumerate(chosen.tolist()):
+            top = height - _TITLE - row * (_PANEL + _CAPTION)
+            text = (
+                f"{names[index]}: planted {planted.diameter_mm[index]:.0f} mm, real with {votes.planted[index]:.0%}; "
+                f"its partner {real.diameter_mm[index]:.0f} mm, real with {votes.real[index]:.0%}"
+            )
+            figure.text(left / width, (top + _CAPTION / 3) / height, text, color=TEXT, fontsize=6.5, va="center")
+            for column in range(4):
+                place = (
+                    (left + column * _PANEL) / width,
+                    (top - _PANEL) / height,
+                    0.97 * _PANEL / width,
+                    0.97 * _PANEL / height,
+                )
+                axes = figure.add_axes(place, xticks=[], yticks=[])
+                _draw(axes, planted if column < 2 else real, index, _window(real, planted, index), column)
+    return png(figure)
+
+
+def _window(real: Lesions, planted: Lesions, index: int) -> tuple[float, float]:
+    """Choose one window for a pair, around what surrounds both lesions."""
+    levels = [_around(lesions.tiles_hu[index], lesions.outlines[index]) for lesions in (real, planted)]
+    level = round(float(np.mean(levels)) / 10) * 10.0
+    return level - WINDOW_WIDTH_HU / 2, level + WINDOW_WIDTH_HU / 2
+
+
+def _around(hu: Int[np.ndarray, "n n"], outline: Float[np.ndarray, "n n"]) -> float:
+    side = len(hu) // 4
+    middle = slice(side, -side)
+    host = hu[middle, middle][outline[middle, middle] < 0.01]
+    plain = host[(host > _PLAIN_HU[0]) & (host < _PLAIN_HU[1])]
+    return float(np.median(plain if len(plain) else hu))
+
+
+def _draw(axes: Axes, lesions: Lesions, index: int, window: tuple[float, float], column: int) -> None:
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.imshow(lesions.tiles_hu[index], cmap="gray", vmin=window[0], vmax=window[1], interpolation="bilinear")
+    if column % 2:
+        axes.contour(lesions.outlines[index], levels=[0.5], colors=OUTLINE, linewidths=0.8)
+    else:
+        scale_bar(axes, float(lesions.side_mm[index]) / 2)
+    write_on(axes, 0.03, 0.93, _KINDS[column])

@@ -38,8 +38,8 @@ from nnunetv2_freetumor.intensity import RAW_CT
 from nnunetv2_freetumor.offline.planting import CANDIDATES, TRIES, find_host
 from nnunetv2_freetumor.plan import Prior, Section, SizeClass, Target
 from nnunetv2_freetumor.planning.measurement import MIN_DIAMETER_MM, MIN_VOXELS
+from nnunetv2_freetumor.synthesis.region import Generator
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
-from nnunetv2_freetumor.synthesis.texture import Generator
 
 REAL = "real"
 MEASUREMENT = 1  # to be raised when planting or measuring changes, so that nothing older is read

@@ -9,8 +9,8 @@ import numpy as np
 
 from nnunetv2_freetumor import __version__
 from nnunetv2_freetumor.evaluation.files import as_json
+from nnunetv2_freetumor.evaluation.results import difference_text, estimate_text, p_text
 from nnunetv2_freetumor.evaluation.scores import Difference, Estimate
-from nnunetv2_freetumor.evaluation.table import difference_text, estimate_text, p_text
 from nnunetv2_freetumor.experiments.realism.classifier import Realism
 from nnunetv2_freetumor.experiments.realism.features import FEATURES, GROUPS
 from nnunetv2_freetumor.experiments.realism.lesions import Lesions

@@ -6,8 +6,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from nnunetv2_freetumor.experiments.demo import command
-from nnunetv2_freetumor.experiments.study import data, figure, protocol, threshold
+from nnunetv2_freetumor.experiments.study import data, figure, protocol, thresholding
 from nnunetv2_freetumor.experiments.study import results as study_results
 from nnunetv2_freetumor.experiments.study import trials as study_runs
 from nnunetv2_freetumor.experiments.study.design import (
@@ -26,6 +25,7 @@ from nnunetv2_freetumor.experiments.study.place import Wish, make_test_cases, pr
 from nnunetv2_freetumor.experiments.study.results import Readings, Row
 from nnunetv2_freetumor.experiments.study.trials import Place, Trial, trial_name
 from nnunetv2_freetumor.files.cases import check_writable, write_json, write_text
+from nnunetv2_freetumor.training.device import choose_device
 
 RESULTS, TABLE, FIGURE = "results{}.json", "table{}.md", "study{}.png"
 SHORT = Budget(epochs=60, iterations=25, recipe="short")
@@ -72,7 +72,7 @@ def study_command(
     chosen_arms = _choose_arms(arms, ablation)
     _check_numbers(labeled, label_free_cases, seeds, jobs, hours)
     budget, settings = _budget(dataset is None, epochs, iterations), _settings(labeled, label_free_cases)
-    chosen, wish = command.choose_device(device), Wish(dataset, configuration, plans_name)
+    chosen, wish = choose_device(device).type, Wish(dataset, configuration, plans_name)
     root = check_writable(output).resolve()
     prepared = prepare(root, wish, budget, chosen, jobs)
     chosen_arms = data.servable(prepared.plans, chosen_arms, asked=arms is not None)
@@ -178,7 +178,7 @@ def _trainer(arm: str) -> str:
 def _run(runs: Sequence[Run], place: Place, trial: Trial) -> float:
     if trial.trainer:
         return study_runs.run_trial(place, trial)
-    return threshold.run_threshold(place, trial, next(run for run in runs if run.fold == trial.fold))
+    return thresholding.run_threshold(place, trial, next(run for run in runs if run.fold == trial.fold))
 
 
 def _report(place: Place, trials: Sequence[Trial], suffix: str, baseline: str) -> list[Row]:
@@ -200,7 +200,7 @@ def _report(place: Place, trials: Sequence[Trial], suffix: str, baseline: str) -
 
 
 def _title(arm: str) -> str:
-    return ALL_ARMS[arm].title if arm in ALL_ARMS else threshold.TITLE
+    return ALL_ARMS[arm].title if arm in ALL_ARMS else thresholding.TITLE
 
 
 def _closing(root: Path, table: str, left: Sequence[Trial]) -> str:

@@ -27,10 +27,10 @@ from nnunetv2_freetumor.plan import Section, Target
 from nnunetv2_freetumor.synthesis import hosts
 from nnunetv2_freetumor.synthesis.compose import compose
 from nnunetv2_freetumor.synthesis.draws import CANDIDATES, Draw, draw, lesion_count
+from nnunetv2_freetumor.synthesis.gate import Gate
 from nnunetv2_freetumor.synthesis.placement import MAX_CUT, MIN_IN_PATCH, place
 from nnunetv2_freetumor.synthesis.synthesizer import Lesion, Synthesis, count_lesions
 from nnunetv2_freetumor.synthesis.volume import Box, Spacing, distance_within
-from nnunetv2_freetumor.training.judge import Gate
 
 
 class RealTumor(NamedTuple):

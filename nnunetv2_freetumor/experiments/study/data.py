@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nnunetv2_freetumor import plan
-from nnunetv2_freetumor.experiments.demo import command
+from nnunetv2_freetumor.experiments import steps
 from nnunetv2_freetumor.experiments.phantom.cohort import write_cohort, write_test_cases
 from nnunetv2_freetumor.experiments.steps import Step
 from nnunetv2_freetumor.experiments.study.design import (
@@ -45,7 +45,7 @@ class Pool(NamedTuple):
 
 def phantom_steps(root: Path) -> list[Step]:
     """List what makes and prepares the phantom cohort; its test cases come later."""
-    raw, plans_file = root / command.RAW / DATASET_NAME, root / command.PREPROCESSED / DATASET_NAME / f"{PLANS}.json"
+    raw, plans_file = root / steps.RAW / DATASET_NAME, root / steps.PREPROCESSED / DATASET_NAME / f"{PLANS}.json"
     return [
         Step(
             "cohort",
@@ -66,7 +66,7 @@ def phantom_steps(root: Path) -> list[Step]:
             "coarse",
             "add a configuration for two cores to the plans",
             f"add_coarse_configuration({plans_file.name}): {CONFIGURATION}, patch {PATCH}, features {FEATURES}",
-            lambda: command.add_coarse_configuration(plans_file, FEATURES, patch_size=PATCH),
+            lambda: steps.add_coarse_configuration(plans_file, FEATURES, patch_size=PATCH),
         ),
         Step("freetumor", "write the freetumor section", f"nnUNetv2_freetumor plan -d {DATASET}"),
         Step("preprocess", "nnU-Net preprocesses", f"nnUNetv2_preprocess -d {DATASET} -c {CONFIGURATION} -np 2"),
@@ -75,7 +75,7 @@ def phantom_steps(root: Path) -> list[Step]:
 
 def test_step(root: Path) -> Step:
     """Make the test cohort: tumors of a growth family that no training case has."""
-    raw = root / command.RAW / DATASET_NAME
+    raw = root / steps.RAW / DATASET_NAME
     return Step(
         "test",
         f"make {TEST_CASES} test CTs of the growth family '{TEST_FAMILY}'",

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnunetv2_freetumor import startup
-from nnunetv2_freetumor.evaluation.labels import read_labels
-from nnunetv2_freetumor.experiments.demo import command
-from nnunetv2_freetumor.experiments.steps import Runner
+from nnunetv2_freetumor.evaluation.inputs import read_labels
+from nnunetv2_freetumor.experiments.steps import RESULTS, Runner
+from nnunetv2_freetumor.experiments.steps import environment as own_environment
 from nnunetv2_freetumor.experiments.study import data
 from nnunetv2_freetumor.experiments.study.design import Budget
 from nnunetv2_freetumor.experiments.study.trials import Place
@@ -85,10 +85,10 @@ def make_test_cases(prepared: Prepared, wish: Wish) -> None:
 def _environment(root: Path, phantoms: bool, device: str, jobs: int) -> dict[str, str]:
     """Give nnU-Net's commands their folders; the study's models never mix with the user's own."""
     if phantoms:
-        environment = command.environment(root)
+        environment = own_environment(root)
     else:
         startup.extend()
-        environment = {**os.environ, command.RESULTS: str(check_writable(root / command.RESULTS))}
+        environment = {**os.environ, RESULTS: str(check_writable(root / RESULTS))}
     if device == "cpu":
         environment |= {"nnUNet_n_proc_DA": "1"} | ({"OMP_NUM_THREADS": "1"} if jobs > 1 else {})
     return environment

@@ -11,23 +11,32 @@ than a minimum size is removed at each of the FROC's thresholds, so that one map
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice, get_bbox_from_mask, pad_bbox
-from jaxtyping import Bool, Float, Float32, Real
+from jaxtyping import Bool, Float, Float32, Integer, Real
 from scipy import ndimage
 from skimage.morphology import opening
 
+from nnunetv2_freetumor.evaluation.case_scores import score_case
 from nnunetv2_freetumor.evaluation.matching import find_components, match
-from nnunetv2_freetumor.evaluation.scores import THRESHOLDS
+from nnunetv2_freetumor.evaluation.scores import THRESHOLDS, CaseScore, Pair
+from nnunetv2_freetumor.experiments.study.design import Run
+from nnunetv2_freetumor.experiments.study.trials import RULE, Place, Trial, save_scores, seconds
+from nnunetv2_freetumor.files.cases import Case, read_case, read_label
 
 CUTS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 MIN_DIAMETERS_MM = (4.0, 6.0, 8.0, 10.0, 12.0)
 STEEPNESS = 3.0  # probability 0.05 at no deviation, 0.5 at the cut, 0.95 at twice the cut
 MIN_SPREAD_HU = 4.0  # so that in an organ without noise no small difference makes a tumor
+
+
+TITLE = "thresholding inside the given organ, no learning"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,3 +170,52 @@ def _box(host: Bool[np.ndarray, "z y x"]) -> tuple[slice, ...]:
     """Give the organ's bounds and a voxel around them; an absent organ's are everything."""
     bounds = get_bbox_from_mask(host) if host.any() else [[0, size] for size in host.shape]
     return bounding_box_to_slice(pad_bbox(bounds, 1, host.shape))
+
+
+class Loaded(NamedTuple):
+    """One raw case."""
+
+    name: str
+    image: Case
+    label: Integer[np.ndarray, "z y x"]
+
+
+def run_threshold(place: Place, trial: Trial, run: Run) -> float:
+    """Tune the threshold on the run's training cases, apply it to the test cases, and return the seconds taken."""
+    start, raw = time.monotonic(), place.images.parent
+    training = list(_load(raw / "imagesTr", raw / "labelsTr", place, run.training))
+    tuned = {pair: tune([_labeled(case, pair) for case in training]) for pair in place.labels.pairs}
+    scores = [
+        _score(case, pair, settings, place)
+        for case in _load(place.images, place.references, place, None)
+        for pair, settings in tuned.items()
+    ]
+    save_scores(place, trial, scores, time.monotonic() - start)
+    return seconds(place, trial)
+
+
+def _load(images: Path, labels: Path, place: Place, names: tuple[str, ...] | None) -> Iterator[Loaded]:
+    ending = place.labels.file_ending
+    for path in sorted(labels.glob(f"*{ending}")):
+        name = path.name.removesuffix(ending)
+        if names is None or name in names:
+            label = read_label(path).array.astype(np.int32)
+            yield Loaded(name, read_case(images / f"{name}_0000{ending}"), label)
+
+
+def _host(label: Integer[np.ndarray, "z y x"], pair: Pair) -> Bool[np.ndarray, "z y x"]:
+    return np.isin(label, (*pair.host, *pair.tumor))
+
+
+def _labeled(case: Loaded, pair: Pair) -> LabeledCase:
+    tumor = np.isin(case.label, pair.tumor)
+    return LabeledCase(case.image.array, _host(case.label, pair), tumor, case.image.spacing_mm)
+
+
+def _score(case: Loaded, pair: Pair, settings: Thresholding, place: Place) -> CaseScore:
+    host, spacing_mm = _host(case.label, pair), case.image.spacing_mm
+    found = threshold_case(case.image.array, host, spacing_mm, settings)
+    prediction = np.where(found.prediction, pair.tumor[0], 0).astype(np.int32)
+    return score_case(
+        case.name, case.name, pair, case.label, prediction, spacing_mm, RULE, found.probability, place.labels.ignore
+    )

@@ -15,8 +15,8 @@ from torch import Tensor
 from nnunetv2_freetumor import plan
 from nnunetv2_freetumor.experiments.study.copy_paste import CopyPaste, read_bank
 from nnunetv2_freetumor.experiments.study.design import BASELINE, REAL, Order, Run, plans_name, read_order
+from nnunetv2_freetumor.synthesis.region import Look, Region
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
-from nnunetv2_freetumor.synthesis.texture import Look, Region
 from nnunetv2_freetumor.synthesis.volume import pool
 from nnunetv2_freetumor.trainer import FreeTumorMixin
 from nnunetv2_freetumor.training.cpu_trainer import PairsOnCpu

@@ -4,6 +4,7 @@ Each trial leaves a folder with its logs, its predictions and `run.json`; a tria
 """
 
 import json
+import math
 import shutil
 import subprocess
 import time
@@ -11,14 +12,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from nnunetv2_freetumor.evaluation.command import score_files
-from nnunetv2_freetumor.evaluation.inputs import open_cohort
-from nnunetv2_freetumor.evaluation.labels import Labels
-from nnunetv2_freetumor.evaluation.scores import CaseScore, Rule
+from nnunetv2_freetumor.evaluation.inputs import Labels, open_cohort
+from nnunetv2_freetumor.evaluation.scores import CaseScore, PredictedLesion, ReferenceLesion, Rule, Sweep
 from nnunetv2_freetumor.experiments.steps import end_process, last_lines, program
-from nnunetv2_freetumor.experiments.study import scores as study_scores
 from nnunetv2_freetumor.files.cases import check_writable, write_json
 
 DONE = "run.json"
@@ -134,12 +135,12 @@ def score_predictions(place: Place, predictions: Path) -> list[CaseScore]:
 def save_scores(place: Place, trial: Trial, scores: Sequence[CaseScore], taken_s: float) -> None:
     """Note a trial as done."""
     folder = check_writable(place.root / "runs" / trial.name)
-    write_json({"seconds": taken_s, "scores": study_scores.to_json(scores)}, folder / DONE)
+    write_json({"seconds": taken_s, "scores": scores_to_json(scores)}, folder / DONE)
 
 
 def load_scores(place: Place, trial: Trial) -> list[CaseScore]:
     """Read what a finished trial scored."""
-    return study_scores.from_json(_note(place, trial)["scores"])
+    return scores_from_json(_note(place, trial)["scores"])
 
 
 def seconds(place: Place, trial: Trial) -> float:
@@ -192,3 +193,43 @@ def _call(place: Place, log: Path, words: list[str]) -> None:
         raise ValueError(
             f"'{' '.join(words)}' ended with code {process.returncode}. The end of {log}:\n{last_lines(log)}"
         )
+
+
+def scores_to_json(scores: Sequence[CaseScore]) -> list[dict[str, Any]]:
+    """Turn scores into what `json.dump` takes; NaN becomes null."""
+    return [
+        _without_nan(score._asdict())
+        | {
+            "lesions": [_without_nan(lesion._asdict()) for lesion in score.lesions],
+            "predictions": [_without_nan(lesion._asdict()) for lesion in score.predictions],
+            "sweep": None if score.sweep is None else [part.tolist() for part in score.sweep],
+        }
+        for score in scores
+    ]
+
+
+def scores_from_json(data: Sequence[dict[str, Any]]) -> list[CaseScore]:
+    """Read what `to_json` wrote."""
+    return [
+        CaseScore(
+            **_with_nan(item)
+            | {
+                "lesions": tuple(_lesion(ReferenceLesion, lesion) for lesion in item["lesions"]),
+                "predictions": tuple(_lesion(PredictedLesion, lesion) for lesion in item["predictions"]),
+                "sweep": None if item["sweep"] is None else Sweep(*(np.array(part) for part in item["sweep"])),
+            }
+        )
+        for item in data
+    ]
+
+
+def _lesion(kind: Any, data: dict[str, Any]) -> Any:
+    return kind(**_with_nan(data) | {"center": tuple(data["center"])})
+
+
+def _without_nan(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in data.items()}
+
+
+def _with_nan(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in data.items()}

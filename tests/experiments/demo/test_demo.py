@@ -9,7 +9,7 @@ import pytest
 
 from nnunetv2_freetumor.experiments.demo import command, report, trainer
 from nnunetv2_freetumor.experiments.phantom.cohort import write_cohort
-from nnunetv2_freetumor.experiments.steps import Runner, Step, program, progress
+from nnunetv2_freetumor.experiments.steps import FEATURES, Runner, Step, add_coarse_configuration, program, progress
 from nnunetv2_freetumor.pages.slices import cohort_figure
 
 ROOT = Path(__file__).parents[3]
@@ -54,7 +54,7 @@ def test_the_coarse_configuration_inherits_from_nnunets_own_with_a_smaller_netwo
     plans = {"configurations": {"3d_fullres": {"spacing": [1, 1, 1], "architecture": arch}}}
     path = tmp_path / "plans.json"
     path.write_text(json.dumps(plans))
-    command.add_coarse_configuration(path, command.FEATURES)
+    add_coarse_configuration(path, FEATURES)
     changed = json.loads(path.read_text())["configurations"]
     assert changed["3d_fullres"] == plans["configurations"]["3d_fullres"]
     coarse = changed["3d_coarse"]
@@ -115,10 +115,10 @@ def test_the_demos_trainer_is_as_long_as_the_progress_bar_says():
     assert command.TRAINER in trainer.__all__
 
 
-def test_a_device_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match=r"-device must be one of cpu.* on this machine, but it is 'tpu'"):
-        command.choose_device("tpu")
-    assert command.choose_device("cpu") == "cpu"
+def test_a_device_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="-device must be cpu or cuda, but it is 'tpu'"):
+        command.demo_command(tmp_path, "tpu")
+    assert not any(tmp_path.iterdir())
 
 
 SHORT_TRAINER = """

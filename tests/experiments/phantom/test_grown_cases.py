@@ -11,7 +11,7 @@ from phantom_examples import SHAPE, SPACING_MM, scan
 from nnunetv2_freetumor import priors
 from nnunetv2_freetumor.experiments.bundled import command
 from nnunetv2_freetumor.experiments.phantom import tumors
-from nnunetv2_freetumor.experiments.phantom.cases import grow_in_case
+from nnunetv2_freetumor.experiments.phantom.growing import grow_in_case
 from nnunetv2_freetumor.files.cases import read_case, read_label, write_case
 from nnunetv2_freetumor.generators.weights import Card
 from nnunetv2_freetumor.plan import Section, Target, read_section, to_json

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from nnunetv2_freetumor import plan, priors
-from nnunetv2_freetumor.evaluation.labels import Labels
+from nnunetv2_freetumor.evaluation.inputs import Labels
 from nnunetv2_freetumor.experiments.study import command, data, protocol
 from nnunetv2_freetumor.experiments.study.data import Pool
 from nnunetv2_freetumor.experiments.study.design import (
@@ -193,7 +193,7 @@ def test_a_frozen_protocol_cannot_be_changed(tmp_path):
         ({"jobs": 0}, "--jobs must be 1 or more"),
         ({"hours": 0.0}, "--hours must be above 0"),
         ({"arms": ["texture", "magic"]}, "--arms must be some of real, .*, threshold, but there is magic"),
-        ({"device": "tpu"}, "-device must be one of cpu"),
+        ({"device": "tpu"}, "-device must be cpu or cuda"),
         ({"epochs": -1}, "--epochs and --iterations must be 1 or more"),
     ],
 )

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnunetv2_freetumor.evaluation.labels import Labels
+from nnunetv2_freetumor.evaluation.inputs import Labels
 from nnunetv2_freetumor.evaluation.scores import CaseScore, Pair, PredictedLesion, ReferenceLesion, Sweep
-from nnunetv2_freetumor.experiments.study import scores
 from nnunetv2_freetumor.experiments.study import trials as study_runs
 from nnunetv2_freetumor.experiments.study.trials import Place, Trial
 
@@ -104,7 +103,7 @@ def test_scores_survive_the_file(place):
     (read,) = study_runs.load_scores(place, trials(1)[0])
     assert np.array_equal(read.sweep.found, SCORE.sweep.found)
     assert math.isnan(read.surface_dice) and math.isnan(read.lesions[0].surface_distance_mm)
-    assert scores.to_json([read]) == scores.to_json([SCORE])
+    assert study_runs.scores_to_json([read]) == study_runs.scores_to_json([SCORE])
 
 
 def test_the_commands_are_what_a_user_would_type(place):
