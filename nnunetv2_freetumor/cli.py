@@ -4,9 +4,10 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from nnunetv2_freetumor import __version__
-from nnunetv2_freetumor.commands import COMMANDS, GROUPS, Option
+from nnunetv2_freetumor.commands import COMMANDS, GROUPS, Command, Option
 from nnunetv2_freetumor.startup import EXT_TRAINER
 
 PROGRAM = "nnUNetv2_freetumor"
@@ -29,23 +30,32 @@ def build_parser() -> argparse.ArgumentParser:
         if group not in places:
             group_parser = places[""].add_parser(group, help=GROUPS[group], description=GROUPS[group])
             places[group] = group_parser.add_subparsers(metavar="COMMAND", required=True)
-        commands_parser = places[group].add_parser(
-            word, help=command.help, description=command.help, argument_default=argparse.SUPPRESS
-        )
-        commands_parser.set_defaults(command=name)
-        for option in command.options:
-            _add_option(commands_parser, option)
+        one = places[group].add_parser(word, help=command.help, description=command.help)
+        one.set_defaults(command=name)
+        add_options(one, command)
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; a user's mistake ends with one line on stderr and exit code 2.
+def add_options(parser: argparse.ArgumentParser, command: Command) -> None:
+    """Add a command's options; what is not given is not passed on."""
+    parser.argument_default = argparse.SUPPRESS
+    for option in command.options:
+        _add_option(parser, option)
 
-    A command may give an exit code of its own, such as 1 where some cases could not be made. Anything else,
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the command line and run one command."""
+    options = vars(build_parser().parse_args(arguments))
+    return call(COMMANDS[options.pop("command")], options)
+
+
+def call(command: Command, options: dict[str, Any]) -> int:
+    """Run a command; a user's mistake ends with one line on stderr and exit code 2.
+
+    A command may return an exit code of its own, such as 1 where some cases could not be made. Anything else,
     such as the table that comes from `evaluate`, is for Python.
     """
-    options = vars(build_parser().parse_args(arguments))
-    module, function = COMMANDS[options.pop("command")].target.split(":")
+    module, function = command.target.split(":")
     try:
         code = getattr(importlib.import_module(f"{__package__}.{module}"), function)(**options)
     except (ValueError, OSError) as error:

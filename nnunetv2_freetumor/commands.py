@@ -142,18 +142,6 @@ COMMANDS = {
             Option("--name", "name", "name to install it under (its card's otherwise)"),
         ),
     ),
-    "generator make-bundled": Command(
-        "experiments.bundled.command:make_bundled_command",
-        "train the generator that comes with this package, on phantoms and on real CT with grown tumors",
-        (
-            Option("-o", "output", "folder for everything; give it again to go on", required=True),
-            Option(
-                "--real", "real", "CT LABEL CT LABEL ...: livers (label 1) without tumors to grow some in", many=True
-            ),
-            Option("--attribution", "attribution", "source and license of the real CT, for the card"),
-            DEVICE,
-        ),
-    ),
     "realism": Command(
         "experiments.realism.command:realism_command",
         "let a classifier tell real lesions from synthetic ones: AUC by generator, and what gives them away",
@@ -233,4 +221,4 @@ COMMANDS = {
     ),
 }
 
-GROUPS = {"generator": "convert, list, inspect, install and make generator files"}  # first words of two-word commands
+GROUPS = {"generator": "convert, list, inspect and install generator files"}  # first words of two-word commands

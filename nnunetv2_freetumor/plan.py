@@ -15,6 +15,10 @@ from nnunetv2_freetumor.files.strict_json import check, read_as
 SECTION = "freetumor"
 DIAMETER_BOUNDS_MM = (10.0, 20.0, 50.0)
 SIZE_NAMES = ("<10 mm", "10-20 mm", "20-50 mm", ">=50 mm")
+RETIRED = {  # settings of earlier sections: what every one of them held, and what to do where one held something else
+    "quality": ("by_size", 'write "min_quality": [0.7, 0.7, 0.7, 0.7] for what "published" asked'),
+    "second_draw": (False, "delete it: rejected samples stay as they were"),
+}
 
 
 def _check_share(owner: object, *names: str) -> None:
@@ -157,11 +161,9 @@ class Section:
     version: int = 1
     generator: str = "auto"  # or texture, the name of an installed one, or a path
     judge: str = "auto"  # the fold's finished nnUNetTrainer where there is one; off; or a model folder
-    quality: Literal["by_size", "published"] = "by_size"  # published: 0.7 for all sizes
     min_quality: tuple[float, float, float, float] = (0.3, 0.5, 0.7, 0.7)  # recognized share, by SIZE_NAMES
     min_accepted_share: float = 0.3  # a size class accepted more rarely passes ungated
     min_judge_tumors: int = 20  # in the judge's training cases; with fewer it is off
-    second_draw: bool = False  # for samples whose lesions the judge rejected
     recipe: Literal["lite", "published"] = "lite"  # how nnUNetTrainerFreeTumorGenerator trains
     recipe_changes: dict[str, Any] = field(default_factory=dict)  # single numbers of the recipe
     seed: int = 0
@@ -170,9 +172,7 @@ class Section:
     untouched_share: float = 0.3  # of the tumor-free host patches, at least
     tumor_free_patches_only: bool = False
     min_visibility: float = 4.0  # signal-to-noise ratio after Rose; fainter lesions are not planted
-    unlabeled_share: float | None = (
-        None  # of each batch from the pool; None: the pool's share of all cases, at most 0.5
-    )
+    unlabeled_share: float | None = None  # of each batch from the pool; None: the pool's share of all cases, up to 0.5
     clearance_mm: float = 5.0  # between a synthetic lesion's surface and the nearest real tumor or cyst
     fingerprint: dict[str, Any] = field(default_factory=dict)  # what was measured, by target; for people to read
 
@@ -203,7 +203,16 @@ def read_section(data: Any) -> Section:
     Raises:
         ValueError: an unknown key, a missing key, a wrong type, or a value outside its bounds; the text names it.
     """
-    return read_as(Section, data, SECTION)
+    return read_as(Section, without_retired(data) if isinstance(data, dict) else data, SECTION)
+
+
+def without_retired(data: dict[str, Any]) -> dict[str, Any]:
+    """Drop the settings that are no more from a section, and refuse them where they asked for something."""
+    for name, (always, instead) in RETIRED.items():
+        check(
+            data.get(name, always) == always, f"{SECTION}.{name}", f"is no longer a setting ({instead})", data.get(name)
+        )
+    return {name: value for name, value in data.items() if name not in RETIRED}
 
 
 def read_prior(data: Any) -> Prior:

@@ -159,9 +159,7 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
     def _plant_and_augment(
         self, image: Float[Tensor, "b 1 x y z"], label: Int[Tensor, "b 1 x y z"]
     ) -> augmentation.Augmented:
-        twice = self._synthesizer.section.second_draw and self._synthesizer.gate is not None
-        draws = [self._synthesizer.draw(len(image), self._rng) for _ in range(1 + twice)]
-        synthesis = self._synthesizer(image, label, *draws)
+        synthesis = self._synthesizer(image, label, self._synthesizer.draw(len(image), self._rng))
         self._counts.add(synthesis.counts)
         if self._preview_due:
             self._preview_due = not figures.batch_preview(

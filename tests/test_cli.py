@@ -115,7 +115,7 @@ def test_a_command_of_two_words_has_a_group_with_its_own_help(capsys):
         cli.main(["generator", "--help"])
     out = capsys.readouterr().out
     words = [name.split()[1] for name in cli.COMMANDS if name.startswith("generator ")]
-    assert words == ["convert", "list", "inspect", "install", "make-bundled"]
+    assert words == ["convert", "list", "inspect", "install"]
     assert all(re.search(rf"^ +{word}\b", out, re.MULTILINE) for word in words)
     with pytest.raises(SystemExit, match="2"):
         cli.main(["generator"])

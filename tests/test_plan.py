@@ -31,6 +31,12 @@ def test_a_section_survives_writing_and_reading():
     assert read_section(to_json(section)) == section
 
 
+def test_settings_of_earlier_sections_are_read_as_they_always_stood_and_dropped():
+    section = read_section(section_json() | {"quality": "by_size", "second_draw": False})
+    assert section == read_section(section_json())
+    assert not {"quality", "second_draw"} & set(to_json(section))
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -38,7 +44,8 @@ def test_a_section_survives_writing_and_reading():
         (("probability_tumor_free",), 1.5, "'probability_tumor_free' must lie between 0 and 1, but it is 1.5"),
         (("probability_tumor_free",), "0.5", "'freetumor.probability_tumor_free' must be of type float, .* is '0.5'"),
         (("tumor_free_patches_only",), 1, "'freetumor.tumor_free_patches_only' must be of type bool, but it is 1"),
-        (("quality",), "strict", "'freetumor.quality' must be one of 'by_size', 'published', but it is 'strict'"),
+        (("quality",), "published", r"'freetumor.quality' is no longer a setting .*: \[0.7, 0.7, 0.7, 0.7\]"),
+        (("second_draw",), True, "'freetumor.second_draw' is no longer a setting .delete it.*, but it is True"),
         (("clearance_mm",), -1.0, "'clearance_mm' must not be negative"),
         (("seed",), -3, "'seed' must lie between 0 and 2\\^31 - 1"),
         (("targets",), [], "'targets' must hold at least one host/tumor pair"),

@@ -31,7 +31,7 @@ ROOMS = {
     "experiments/phantom": "files",
     "experiments/demo": "files pages training doors experiments experiments/phantom",
     "experiments/bench": "files settings training doors",
-    "experiments/bundled": "files settings generators training experiments experiments/phantom",
+    "experiments/bundled": "files settings generators training doors experiments experiments/phantom",
     "experiments/realism": "files settings synthesis pages planning generators evaluation training offline "
     "experiments/phantom",
     "experiments/study": "files settings synthesis planning generators evaluation training doors experiments "

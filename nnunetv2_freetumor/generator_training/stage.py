@@ -14,10 +14,9 @@ from nnunetv2_freetumor.generator_training.step import AdversarialStep, Terms, d
 from nnunetv2_freetumor.generator_training.windows import Cutter, Replay, Synthetic
 from nnunetv2_freetumor.generators.grid import to_grid
 from nnunetv2_freetumor.intensity import Intensity
-from nnunetv2_freetumor.plan import Section, Texture
-from nnunetv2_freetumor.synthesis.proposals import Proposals
-from nnunetv2_freetumor.synthesis.region import Generator, Look, Region
-from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
+from nnunetv2_freetumor.plan import Section
+from nnunetv2_freetumor.synthesis import draws
+from nnunetv2_freetumor.synthesis.proposals import Proposals, Proposer
 from nnunetv2_freetumor.synthesis.texture import texture_contrast
 
 MOST_PREVIEWS = 6
@@ -25,17 +24,6 @@ MOST_PER_PATCH = 8
 
 Image = Float[Tensor, "b 1 x y z"]
 Label = Int[Tensor, "b 1 x y z"]
-
-
-class _Placeholder:
-    """Stands where a generator would: proposing asks only how much of the surroundings it needs."""
-
-    def __init__(self, window_mm: float) -> None:
-        self.window_mm = window_mm
-
-    def __call__(self, region: Region, texture: Texture, look: Look) -> Float[Tensor, "x y z"]:
-        """Draw nothing."""
-        return torch.zeros_like(region.hu)
 
 
 class GeneratorStage:
@@ -53,8 +41,8 @@ class GeneratorStage:
         """Take the section, how windows are cut, how the batches encode HU, the step, and the judge if there is one."""
         self.cutter, self.intensity, self.step, self.judge = cutter, intensity, step, judge
         self.section = planting_section(section, math.ceil(step.recipe.lesions_per_step / batch_size))
-        placeholders: list[Generator] = [_Placeholder(cutter.window_mm)] * len(section.targets)
-        self._synthesizer = Synthesizer(self.section, cutter.data_mm, intensity, placeholders)
+        self._proposer = Proposer(self.section, cutter.data_mm, [cutter.window_mm] * len(section.targets))
+        self._lesions = max(len(target.prior.lesions_per_patch) for target in self.section.targets)
         self._replays = [Replay(step.recipe.replay_windows) for _ in section.targets]
         self._previewed: dict[int, Synthetic] = {}  # the first lesions of each target
 
@@ -103,8 +91,10 @@ class GeneratorStage:
             rows += [self._row(synthetic, index, contrast) for index in range(count)]
         return rows
 
+    @torch.no_grad()
     def _propose(self, image: Image, label: Label, rng: torch.Generator) -> Proposals:
-        return self._synthesizer.propose(image, label, self._synthesizer.draw(len(image), rng))
+        chance = draws.draw(len(image), self._lesions, draws.CANDIDATES, rng)
+        return self._proposer(self.intensity.to_hu(image), label, chance)
 
     def _synthetic(self, proposals: Proposals, rng: torch.Generator) -> Synthetic | None:
         """Take lesions of one target that fit, as many as a step trains on, from all samples alike.

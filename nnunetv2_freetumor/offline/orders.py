@@ -15,7 +15,7 @@ from nnunetv2_freetumor.generators.weights import find_generator, read_card
 from nnunetv2_freetumor.offline.case import Source, SyntheticOrder, generator_file
 from nnunetv2_freetumor.offline.provenance import GeneratorFile, Recipe, Recorded, case_seed, read_record
 from nnunetv2_freetumor.offline.sources import Listed, Sources, list_pairs, list_training_cases, planting_section
-from nnunetv2_freetumor.plan import to_json
+from nnunetv2_freetumor.plan import RETIRED, to_json
 from nnunetv2_freetumor.synthesis.draws import lesion_count
 
 
@@ -51,10 +51,12 @@ def make_orders(sources: Sources, folder: Path, wish: Wish) -> Orders:
     asked = dataclasses.replace(section, generator=wish.generator)
     choices = generator_choice.choose_generators(asked, {}, "", None, [])
     generators = tuple(map(generator_file, choices))
+    retired = {name: always for name, (always, _) in RETIRED.items()}  # a run that began with them goes on
+    text = json.dumps(to_json(section) | retired, sort_keys=True)
     settings = {
         "version": __version__,
         "source": sources.dataset,
-        "section": hashlib.sha256(json.dumps(to_json(section), sort_keys=True).encode()).hexdigest()[:16],
+        "section": hashlib.sha256(text.encode()).hexdigest()[:16],
         "generators": [[generator.name, generator.sha256] for generator in generators],
         **wish._asdict(),
     }

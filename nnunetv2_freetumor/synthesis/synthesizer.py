@@ -14,7 +14,7 @@ from nnunetv2_freetumor.synthesis.compose import Change, compose
 from nnunetv2_freetumor.synthesis.draws import CANDIDATES, Draw, draw
 from nnunetv2_freetumor.synthesis.gate import NO_VERDICT, Finding, Gate, Verdict
 from nnunetv2_freetumor.synthesis.placement import Placement
-from nnunetv2_freetumor.synthesis.proposals import Proposal, Proposals, Proposer
+from nnunetv2_freetumor.synthesis.proposals import Proposal, Proposer
 from nnunetv2_freetumor.synthesis.region import Generator
 from nnunetv2_freetumor.synthesis.texture import TextureGenerator
 from nnunetv2_freetumor.synthesis.volume import Box, Spacing
@@ -22,7 +22,7 @@ from nnunetv2_freetumor.synthesis.volume import Box, Spacing
 JUDGED, ACCEPTED = (tuple(f"{what} {name}" for name in SIZE_NAMES) for what in ("judged", "accepted"))  # by size class
 COUNTS = (
     "samples", "host", "tumor_free", "eligible", "planted", "untouched_tumor_free", "no_room", "too_faint", "rejected",
-    "drawn_again", *SIZE_NAMES, *JUDGED, *ACCEPTED, "lesion_voxels", "saturated_voxels",
+    *SIZE_NAMES, *JUDGED, *ACCEPTED, "lesion_voxels", "saturated_voxels",
 )  # fmt: skip
 
 
@@ -62,13 +62,6 @@ class _Composed(NamedTuple):
     image: Tensor
     label: Tensor
     changes: list[Change]
-
-
-class _Planted(NamedTuple):
-    image: Tensor
-    label: Tensor
-    lesions: list[Lesion]
-    placement: Placement
 
 
 class Synthesizer:
@@ -119,31 +112,12 @@ class Synthesizer:
         image: Float[Tensor, "b 1 x y z"],
         label: Int[Tensor, "b 1 x y z"],
         draw: Draw,
-        second: Draw | None = None,
     ) -> Synthesis:
         """Plant what the draw says; the inputs stay untouched, and so does every sample that gets no lesion.
 
-        `second` is the chance of the samples whose lesions the judge rejects, all of them; finding out which these are
-        waits for the device once more.
+        Lesions that can be seen are composed, and those that the judge does not recognize are taken out again.
         """
-        image, label, lesions, placement = self._plant(image, label, draw)
-        again = _rejected(lesions) if second is not None and self.gate is not None else []
-        for sample in again:
-            assert second is not None, "without it nothing is drawn again"
-            one, chance = slice(sample, sample + 1), second.sample(sample)
-            chance = chance._replace(decide=chance.decide * torch.tensor([0.0, 1.0, 1.0]))  # it is to get lesions
-            image[one], label[one], others, _ = self._plant(image[one], label[one], chance)
-            lesions += [lesion._replace(sample=sample) for lesion in others]
-        return Synthesis(image, label, lesions, count_lesions(placement, lesions, len(again)))
-
-    @torch.no_grad()
-    def propose(self, image: Float[Tensor, "b 1 x y z"], label: Int[Tensor, "b 1 x y z"], draw: Draw) -> Proposals:
-        """Place lesions and draw their shapes, without drawing what they look like."""
-        return self._propose(self.intensity.to_hu(image), label, draw)
-
-    def _plant(self, image: Tensor, label: Tensor, draw: Draw) -> _Planted:
-        """Draw the proposed lesions, compose those that can be seen, and take out what the judge does not recognize."""
-        proposals = self.propose(image, label, draw)
+        proposals = self._propose(self.intensity.to_hu(image), label, draw)
         drawn = [self._draw_contrast(proposal) for proposal in proposals.lesions]
         good = [lesion.proposal.fits & lesion.visible for lesion in drawn]
         image_before, label_before = image, label
@@ -155,7 +129,7 @@ class Synthesizer:
             stay = [fine & verdict.stays for fine, verdict in zip(good, verdicts)]
             image, label, changes = self._compose(image_before, label_before, drawn, stay)
         lesions = [_lesion(*parts) for parts in zip(drawn, changes, verdicts)]
-        return _Planted(image, label, lesions, proposals.placement)
+        return Synthesis(image, label, lesions, count_lesions(proposals.placement, lesions))
 
     def _draw_contrast(self, proposal: Proposal) -> Drawn:
         texture = self.section.targets[proposal.target].prior.texture
@@ -195,16 +169,7 @@ def _lesion(drawn: Drawn, change: Change, verdict: Verdict) -> Lesion:
     return Lesion(sample, target, center, diameter_mm, box, change, drawn.visible, verdict.recognized, verdict.accepted)
 
 
-def _rejected(lesions: list[Lesion]) -> list[int]:
-    """Read which samples the judge sends back without any lesion."""
-    if not lesions:
-        return []
-    states = torch.stack([torch.stack([lesion.change.kept, ~lesion.recognized.isnan()]) for lesion in lesions]).tolist()
-    kept = {lesion.sample for lesion, (stayed, _) in zip(lesions, states) if stayed}
-    return sorted({lesion.sample for lesion, (_, judged) in zip(lesions, states) if judged} - kept)
-
-
-def count_lesions(placement: Placement, lesions: list[Lesion], drawn_again: int = 0) -> Float[Tensor, "counts"]:
+def count_lesions(placement: Placement, lesions: list[Lesion]) -> Float[Tensor, "counts"]:
     """Sum up a batch, in the order of COUNTS."""
     device = placement.host.device
     kept, faint, rejected = torch.zeros(3, len(placement.host), dtype=torch.bool, device=device)
@@ -233,5 +198,4 @@ def count_lesions(placement: Placement, lesions: list[Lesion], drawn_again: int 
         faint & ~kept & ~rejected,
         rejected,
     ]
-    again = torch.full((1,), drawn_again, dtype=torch.float64, device=device)
-    return torch.cat([torch.stack(head).sum(1).double(), again, sizes.flatten(), tail])
+    return torch.cat([torch.stack(head).sum(1).double(), sizes.flatten(), tail])

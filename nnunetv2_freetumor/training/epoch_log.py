@@ -121,10 +121,9 @@ def _judge_lines(counts: Counts, ungated: frozenset[int]) -> list[str]:
             shares.append(f"{names[0]}: {accepted:.0f} of {judged:.0f} ({100 * accepted / judged:.0f} %){stays}")
     if not shares:
         return []
-    again = f", {counts['drawn_again']:.0f} drawn a second time" if counts["drawn_again"] else ""
     return [
         f"FreeTumor: judge accepted {', '.join(shares)}; {counts['rejected']:.0f} samples stay as they were, all of "
-        f"their lesions rejected{again}"
+        "their lesions rejected"
     ]
 
 

@@ -21,7 +21,6 @@ from nnunetv2_freetumor.synthesis.gate import Finding, Verdict, untested
 from nnunetv2_freetumor.synthesis.volume import Spacing
 from nnunetv2_freetumor.training.segmenter import FrozenSegmenter
 
-PUBLISHED_MIN_QUALITY = (0.7, 0.7, 0.7, 0.7)
 _SAME_SPACING = 1e-3  # relative
 
 
@@ -34,11 +33,6 @@ class Window(NamedTuple):
     def bounds(self, size: Sequence[int]) -> list[list[int]]:
         """Give start and stop along each axis."""
         return [[first, first + length] for first, length in zip(self.start, size)]
-
-
-def min_quality(section: Section) -> tuple[float, float, float, float]:
-    """Give the recognized share that a lesion needs, by SIZE_NAMES."""
-    return PUBLISHED_MIN_QUALITY if section.quality == "published" else section.min_quality
 
 
 class JudgeGate:
@@ -64,7 +58,7 @@ class JudgeGate:
             intensity: of the batches.
         """
         self.segmenter = segmenter
-        self.min_quality = min_quality(section)
+        self.min_quality = section.min_quality
         self.channels = channels
         self.intensity = intensity
         self.ungated: frozenset[int] = frozenset()  # size classes that pass whatever the judge says

@@ -15,7 +15,7 @@ from nnunetv2_freetumor import intensity
 from nnunetv2_freetumor.files.checkpoints import CHECKPOINT
 from nnunetv2_freetumor.plan import SIZE_NAMES, Section
 from nnunetv2_freetumor.training import device
-from nnunetv2_freetumor.training.judge import JudgeGate, min_quality
+from nnunetv2_freetumor.training.judge import JudgeGate
 from nnunetv2_freetumor.training.segmenter import FrozenSegmenter, load_segmenter, training_command
 
 AUTO, OFF = "auto", "off"
@@ -47,7 +47,7 @@ def resolve_judge(section: Section, trainer: nnUNetTrainer) -> JudgeGate | None:
             trainer.print_to_log_file(_explain_few(section, target.name, counts[target.tumor_label]))
     if all(channel is None for channel in channels):
         return None
-    shares = ", ".join(f"{name}: {100 * share:.0f} %" for name, share in zip(SIZE_NAMES, min_quality(section)))
+    shares = ", ".join(f"{name}: {100 * share:.0f} %" for name, share in zip(SIZE_NAMES, section.min_quality))
     trainer.print_to_log_file(
         f"FreeTumor: judge {place.folder / f'fold_{place.fold}'}; a lesion stays when it calls this share of it tumor: "
         f"{shares}"

@@ -10,8 +10,9 @@ from nnunetv2_freetumor.generator_training.judge import TrainingJudge
 from nnunetv2_freetumor.generator_training.stage import planting_section
 from nnunetv2_freetumor.generator_training.windows import Cutter
 from nnunetv2_freetumor.intensity import RAW_CT
+from nnunetv2_freetumor.synthesis.draws import CANDIDATES, draw
+from nnunetv2_freetumor.synthesis.proposals import Proposer
 from nnunetv2_freetumor.synthesis.region import support
-from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
 
 
 @pytest.fixture
@@ -20,8 +21,8 @@ def placed(organ_phantom):
     image, label = (torch.cat([part, part.flip(3)]) for part in (organ_phantom.image, organ_phantom.label))
     section = planting_section(make_section(), 3)
     rng = torch.Generator().manual_seed(2)
-    synthesizer = Synthesizer(section, organ_phantom.spacing_mm, RAW_CT)
-    proposals = synthesizer.propose(image, label, synthesizer.draw(2, rng))
+    chance = draw(2, 3, CANDIDATES, rng)
+    proposals = Proposer(section, organ_phantom.spacing_mm, [0.0])(image, label, chance)
     lesions = Cutter(RECIPE, FRAME, organ_phantom.spacing_mm, 0).synthetic(proposals.lesions, section.targets, rng)
     assert len(lesions.lesions) > 4 and {one.proposal.sample for one in lesions.lesions} == {0, 1}
     contrast = -40 * lesions.support + torch.randn(lesions.support.shape, generator=rng)

@@ -22,6 +22,7 @@ from nnunetv2_freetumor.generators.learned import (
 from nnunetv2_freetumor.generators.networks import FreeTumorNet
 from nnunetv2_freetumor.intensity import RAW_CT
 from nnunetv2_freetumor.plan import Texture
+from nnunetv2_freetumor.synthesis.proposals import Proposer
 from nnunetv2_freetumor.synthesis.region import Generator, Region, support
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
 from nnunetv2_freetumor.synthesis.texture import TextureGenerator, texture_contrast
@@ -274,11 +275,13 @@ def test_a_batch_equals_its_singles_and_other_samples_stay_bit_for_bit(organ_pha
 
 
 def test_only_voxels_of_the_host_near_the_lesion_change(organ_phantom, generator):
-    synthesizer = Synthesizer(make_section(min_visibility=0.0), organ_phantom.spacing_mm, RAW_CT, [generator])
+    section, spacing_mm = make_section(min_visibility=0.0), organ_phantom.spacing_mm
+    synthesizer = Synthesizer(section, spacing_mm, RAW_CT, [generator])
     draw = synthesizer.draw(1, torch.Generator().manual_seed(4))
     result = synthesizer(organ_phantom.image, organ_phantom.label, draw)
     near = torch.zeros_like(organ_phantom.label, dtype=torch.bool)
-    for proposal in synthesizer.propose(organ_phantom.image, organ_phantom.label, draw).lesions:
+    propose = Proposer(section, spacing_mm, [generator.window_mm])
+    for proposal in propose(organ_phantom.image, organ_phantom.label, draw).lesions:
         near[(0, 0, *proposal.box.slices())] |= support(proposal.region)
     changed = result.image != organ_phantom.image
     assert changed.any() and not (changed & ~near).any()

@@ -62,12 +62,6 @@ def test_the_share_that_is_asked_for_depends_on_the_size(diameter_mm, needed):
         assert bool(verdict.accepted) == (layers >= round(10 * needed)), layers
 
 
-def test_published_quality_asks_for_seven_tenths_of_every_size():
-    gate = make_gate(make_segmenter(), quality="published")
-    assert gate.min_quality == (0.7, 0.7, 0.7, 0.7)
-    assert make_gate(make_segmenter(), min_quality=(0.1, 0.2, 0.3, 0.4)).min_quality == (0.1, 0.2, 0.3, 0.4)
-
-
 def test_a_size_class_that_is_not_gated_stays_but_is_still_measured():
     gate = make_gate(make_segmenter())
     gate.ungated = frozenset({0})
@@ -187,12 +181,11 @@ class Refusing:
         return [Verdict(torch.tensor(0.8 if keep else 0.1), keep, keep) for keep in kept]
 
 
-def plant(phantom, gate, batch=1, seed=3, second=False, **settings):
+def plant(phantom, gate, batch=1, seed=3, **settings):
     synthesizer = Synthesizer(make_section(**settings), phantom.spacing_mm, RAW_CT, gate=gate)
     image, label = (part.repeat(batch, 1, 1, 1, 1) for part in (phantom.image, phantom.label))
-    rng = torch.Generator().manual_seed(seed)
-    draws = [synthesizer.draw(batch, rng) for _ in range(1 + second)]
-    return synthesizer(image, label, *draws), image, label
+    draw = synthesizer.draw(batch, torch.Generator().manual_seed(seed))
+    return synthesizer(image, label, draw), image, label
 
 
 def test_a_rejected_sample_returns_bit_for_bit_beside_one_that_stays(organ_phantom):
@@ -251,17 +244,3 @@ def test_a_batch_equals_its_singles_with_a_judge(organ_phantom):
         assert [float(lesion.recognized) for lesion in single.lesions] == pytest.approx(
             list(map(float, shares)), abs=5e-3
         )
-
-
-def test_a_rejected_sample_can_be_drawn_a_second_time(organ_phantom):
-    gate = Refusing(lambda finding: len(gate.shown) > 1 or finding.sample == 1)
-    result, image, _ = plant(organ_phantom, gate, batch=3, second=True)
-    assert [len(shown) for shown, _ in gate.shown] == [3, 1, 1], "only the rejected samples are drawn again"
-    assert torch.equal(gate.shown[0][0][1], result.image[1])
-    assert [bool(result.label[i].eq(2).any()) for i in range(3)] == [True] * 3
-    assert [counted(result, name) for name in ("samples", "planted", "rejected", "drawn_again")] == [3, 3, 0, 2]
-    judged = sum(counted(result, f"judged {name}") for name in ("<10 mm", "10-20 mm", "20-50 mm"))
-    assert judged > sum(counted(result, name) for name in ("<10 mm", "10-20 mm", "20-50 mm")) > 0
-    alone, *_ = plant(organ_phantom, Refusing(lambda finding: False), batch=3, second=True)
-    assert torch.equal(alone.image, image)
-    assert [counted(alone, name) for name in ("planted", "rejected", "drawn_again", "no_room")] == [0, 3, 3, 0]

@@ -51,6 +51,7 @@ def keep(path: Path, protocol: dict[str, Any]) -> None:
     if not path.is_file():
         return write_json(protocol, path)
     frozen = json.loads(path.read_text(encoding="utf-8"))
+    frozen["sections"] = {arm: plan.without_retired(section) for arm, section in frozen.get("sections", {}).items()}
     if changed := [key for key in protocol if not _agrees(frozen.get(key), protocol[key])]:
         raise ValueError(
             f"{path} was frozen with another {', '.join(changed)}, and a study whose protocol changes after its test "
