@@ -52,7 +52,7 @@ class SizeClass:
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """How lesion surfaces are drawn; see `shapes.py` for the formula."""
+    """How lesion surfaces are drawn; see `synthesis/shapes.py` for the formula."""
 
     kind: Literal["blob", "patchy"] = "blob"
     elongation_logit: tuple[float, float] = (2.0, 0.9)  # axis2/axis1 = sigmoid(N(mean, sd))

@@ -122,6 +122,13 @@ def test_the_priors_and_the_bundled_generator_are_installed_with_the_package(ins
     assert "lite_phantom.safetensors" in names(installed.ext_trainer.parent / "bundled")
 
 
+def test_every_module_of_the_source_is_installed(installed):
+    package = installed.ext_trainer.parent
+    found = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    source = ROOT / "nnunetv2_freetumor"
+    assert found == {path.relative_to(source).as_posix() for path in source.rglob("*.py")} and len(found) > 150
+
+
 def test_nnunet_finds_the_trainer_with_no_variable_set(installed):
     outer = sysconfig.get_path("purelib")  # nnU-Net and torch of the environment that runs the tests, without its hooks
     link = installed.site / "zz_outer.pth"

@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -147,3 +148,12 @@ def test_tests_lie_in_the_folders_of_the_rooms():
     assert folders - {"."} <= set(FOLDERS)
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert len(names) == len(set(names)), "pytest imports tests by their name alone"
+
+
+@pytest.mark.parametrize("room", FOLDERS)
+def test_every_room_says_at_its_door_what_is_in_it(room):
+    text = (PACKAGE / room / "README.md").read_text(encoding="utf-8")
+    for heading in ("In:", "Out:", "Open first:", "Never:"):
+        assert f"**{heading}**" in text
+    named = set(re.findall(r"`(\w+)\.py`", text))
+    assert {path.stem for path in (PACKAGE / room).glob("*.py")} - {"__init__"} <= named

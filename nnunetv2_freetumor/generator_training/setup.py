@@ -27,7 +27,7 @@ ONE_GPU = (
 
 
 class GeneratorSetup(PoolMixin, SplitGuardMixin):
-    """Settle what is trained and how; the stage itself is in `generator_trainer`."""
+    """Settle what is trained and how; the stage itself is in `trainer`."""
 
     num_epochs: int
     num_iterations_per_epoch: int

@@ -38,7 +38,7 @@ class Window(NamedTuple):
 class JudgeGate:
     """Let a frozen segmenter judge planted lesions, window by window, so that no sample depends on its neighbors."""
 
-    together = 1  # windows that the network sees at once; on the CPU at least two, see `pairs`
+    together = 1  # windows that the network sees at once; on the CPU at least two, see `generators.cpu_doubling`
 
     def __init__(
         self,

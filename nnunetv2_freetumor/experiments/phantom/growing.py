@@ -14,7 +14,7 @@ from nnunetv2_freetumor.files.cases import Case
 CELLS_ACROSS = 38  # of a tumor's diameter
 
 
-UNENHANCED, PORTAL_VENOUS = 0, 2  # places in grown_tumors.CONTRAST_HU
+UNENHANCED, PORTAL_VENOUS = 0, 2  # places in tumors.CONTRAST_HU
 ENHANCED_FROM_HU = 80.0  # median of a liver with contrast agent
 STRUCTURE_MM = 1.2  # what is finer stays in place: the scanner's noise
 DIAMETER_MM = (7.0, 42.0)
@@ -100,7 +100,7 @@ def grow_in_case(
         host: the organ, on the same voxels.
         lesions: how many; fewer where there is no room for more.
         seed: what the tumors follow from.
-        family: one of grown_tumors.FAMILIES or HELD_OUT_FAMILIES; drawn from FAMILIES by default.
+        family: one of tumors.FAMILIES or HELD_OUT_FAMILIES; drawn from FAMILIES by default.
         diameter_mm: bounds of the tumors' equivalent diameter.
     """
     rng = np.random.default_rng(seed)

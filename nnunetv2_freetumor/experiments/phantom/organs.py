@@ -1,6 +1,6 @@
 """The phantom's abdominal organs and vessels: one short function each.
 
-Lengths are mm in the model body, as in `phantom_anatomy.py`.
+Lengths are mm in the model body, as in `anatomy.py`.
 """
 
 import numpy as np

@@ -67,7 +67,7 @@ def make_phantom(
     Args:
         seed: what the case follows from; the same seed gives the same voxels.
         phase: one of PHASES.
-        family: one of grown_tumors.FAMILIES, or of HELD_OUT_FAMILIES, which are never drawn.
+        family: one of tumors.FAMILIES, or of HELD_OUT_FAMILIES, which are never drawn.
         host: the organ in which tumors grow, one of HOST_TISSUE.
         pixel_mm: bounds of the pixel size.
         slice_mm: bounds of the slice thickness.
