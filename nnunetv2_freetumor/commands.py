@@ -31,8 +31,8 @@ class Command(NamedTuple):
 DATASET = Option("-d", "dataset", "dataset number or name", required=True)
 CONFIGURATION = Option("-c", "configuration", "nnU-Net configuration (default: 3d_fullres)")
 PLANS = Option("-p", "plans_name", "name of the plans (default: nnUNetPlans)")
-DEVICE = Option("-device", "device", "cpu or cuda (default: cuda where there is one)")
-SEED = Option("--seed", "seed", "seed of all chance (default: 0)", int)
+DEVICE = Option("-device", "device", "cpu or cuda (default: cuda if available)")
+SEED = Option("--seed", "seed", "random seed (default: 0)", int)
 SCHEDULER = Option("--scheduler", "scheduler", "address or scheduler file of a dask cluster that runs already")
 WORKERS = Option("--workers", "workers", "processes of this machine (one for each CPU core otherwise)", int)
 
@@ -40,7 +40,16 @@ COMMANDS = {
     "plan": Command(
         "planning.section:plan_command",
         "derive the freetumor section from the dataset and write it into the plans",
-        (DATASET, PLANS, Option("--widen-window", "widen", "widen the clip window where it would hide tumors", bool)),
+        (
+            DATASET,
+            PLANS,
+            Option(
+                "--widen-window",
+                "widen",
+                "widen the clip window if it would hide tumors, even after preprocessing",
+                bool,
+            ),
+        ),
     ),
     "preview": Command(
         "offline.preview:preview_command",
@@ -183,8 +192,8 @@ COMMANDS = {
     ),
     "doctor": Command(
         "doctor:doctor_command",
-        "check the installation and say how to mend what is wrong",
-        (Option("-d", "dataset", "also check this dataset's section and clip window"), PLANS),
+        "check the installation and print how to fix what is wrong",
+        (Option("-d", "dataset", "also check this dataset's freetumor section and clip window"), PLANS),
     ),
     "trainer-path": Command("cli:print_trainer_path", "print the folder for nnU-Net's nnUNet_extTrainer"),
     "demo": Command(

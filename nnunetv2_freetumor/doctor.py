@@ -1,4 +1,4 @@
-"""Look at the installation as nnU-Net will, and print for each problem the command that mends it."""
+"""Look at the installation as nnU-Net will, and print for each problem the command that fixes it."""
 
 import contextlib
 import importlib.metadata
@@ -36,11 +36,11 @@ EXPORT = f"export {VARIABLE}=$(nnUNetv2_freetumor trainer-path)"
 
 
 class Finding(NamedTuple):
-    """One line of the report; `mend` is the command that mends a problem."""
+    """One line of the report; `fix` is the command that fixes a problem."""
 
     text: str
     problem: bool = False
-    mend: str = ""
+    fix: str = ""
 
 
 def doctor_command(dataset: str | None = None, plans_name: str = "nnUNetPlans") -> None:
@@ -66,7 +66,7 @@ def doctor_command(dataset: str | None = None, plans_name: str = "nnUNetPlans") 
 
 
 def check_versions() -> Iterator[Finding]:
-    """Name the versions of Python, this package and what it stands on."""
+    """List the versions of Python, this package and what it stands on."""
     yield Finding(f"Python {platform.python_version()} on {platform.platform()}")
     yield Finding(f"nnunetv2_freetumor {__version__} in {os.path.dirname(__file__)}")
     for package in PACKAGES:
@@ -76,12 +76,12 @@ def check_versions() -> Iterator[Finding]:
             yield Finding(f"{package} is not installed", True, f"{sys.executable} -m pip install {package}")
             continue
         old = package == "nnunetv2" and tuple(map(int, version.split(".")[:2])) < OLDEST_NNUNET
-        mend = f"{sys.executable} -m pip install --upgrade 'nnunetv2>=2.8'"
-        yield Finding(f"{package} {version}" + " is too old: 2.8 or newer is needed" * old, old, mend)
+        fix = f"{sys.executable} -m pip install --upgrade 'nnunetv2>=2.8'"
+        yield Finding(f"{package} {version}" + " is too old: 2.8 or newer is needed" * old, old, fix)
 
 
 def check_device() -> Iterator[Finding]:
-    """Name the devices that torch sees."""
+    """List the devices that torch sees."""
     import torch
 
     for index in range(torch.cuda.device_count()):
@@ -93,7 +93,7 @@ def check_device() -> Iterator[Finding]:
 
 
 def check_paths() -> Iterator[Finding]:
-    """Tell whether nnU-Net's three folders are set, exist and can be written to."""
+    """Check whether nnU-Net's three folders are set, exist and can be written to."""
     for name in PATHS:
         folder = os.environ.get(name)
         if not folder:
@@ -107,7 +107,7 @@ def check_paths() -> Iterator[Finding]:
 
 
 def check_hook() -> Iterator[Finding]:
-    """Tell whether a new Python gets the folder of trainers, and through what."""
+    """Check whether a new Python gets the folder of trainers, and through what."""
     bare = {name: value for name, value in os.environ.items() if name != VARIABLE}
     child = subprocess.run([sys.executable, "-c", SHOW_HOOK], env=bare, capture_output=True, text=True, check=False)
     if EXT_TRAINER in child.stdout.strip().split(os.pathsep):
@@ -137,8 +137,8 @@ def check_trainers() -> Iterator[Finding]:
             continue
         folder = said.getvalue().rpartition(f"Using trainer '{name}' from: ")[2].strip()
         ours = found is getattr(trainer, name)
-        mend = f"take {folder} out of {VARIABLE}, or rename its class"
-        yield Finding(f"{name} from {folder}" + " hides this package's trainer" * (not ours), not ours, mend)
+        fix = f"take {folder} out of {VARIABLE}, or rename its class"
+        yield Finding(f"{name} from {folder}" + " hides this package's trainer" * (not ours), not ours, fix)
 
 
 def check_bundled() -> Iterator[Finding]:
@@ -161,10 +161,10 @@ def check_bundled() -> Iterator[Finding]:
 
 def check_dataset(dataset: str, plans_name: str) -> Iterator[Finding]:
     """Check one dataset's section and clip window."""
-    from nnunetv2_freetumor.planning.section import check_dataset as find_problems
+    from nnunetv2_freetumor.planning.section import dataset_problems
 
     try:
-        problems = find_problems(dataset, plans_name)
+        problems = dataset_problems(dataset, plans_name)
     except (ValueError, OSError) as error:
         problems = [str(error)]
     yield from (Finding(problem, True) for problem in problems)
@@ -184,6 +184,6 @@ def _print_findings(title: str, findings: Iterable[Finding]) -> int:
         problems += finding.problem
         text = finding.text.replace("\n", "\n" + " " * 11)
         print(f"  {'PROBLEM' if finding.problem else 'ok     '}  {text}", flush=True)
-        if finding.problem and finding.mend:
-            print(f"           mend: {finding.mend}")
+        if finding.problem and finding.fix:
+            print(f"           fix:  {finding.fix}")
     return problems

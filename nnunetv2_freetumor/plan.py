@@ -225,13 +225,30 @@ def to_json(value: Any) -> Any:
     return json.loads(json.dumps(dataclasses.asdict(value)))
 
 
+def always_planting(section: Section, lesions: int | None = None) -> Section:
+    """Return a section that plants into every patch with room, beside real tumors too; `lesions` in each, if given."""
+    targets = section.targets
+    if lesions is not None:
+        weights = (0.0,) * (lesions - 1) + (1.0,)
+        priors = [dataclasses.replace(target.prior, lesions_per_patch=weights) for target in targets]
+        targets = tuple(dataclasses.replace(target, prior=prior) for target, prior in zip(targets, priors))
+    return dataclasses.replace(
+        section,
+        targets=targets,
+        probability_tumor_free=1.0,
+        probability_tumor_bearing=1.0,
+        untouched_share=0.0,
+        tumor_free_patches_only=False,
+    )
+
+
 def check_origin(section: Section, plans: dict[str, Any], dataset_json: dict[str, Any]) -> None:
     """Refuse a section that was made for other labels or other plans.
 
     Raises:
         ValueError: names what differs and the command that makes a new section.
     """
-    way_out = f"Run 'nnUNetv2_freetumor plan -d {plans['dataset_name']} -p {plans['plans_name']}' to make it anew."
+    way_out = f"Run 'nnUNetv2_freetumor plan -d {plans['dataset_name']} -p {plans['plans_name']}' to recreate it."
     if section.labels != dataset_json["labels"]:
         raise ValueError(
             f"The plans' freetumor section was made for the labels {section.labels}, but dataset.json has "
@@ -245,5 +262,5 @@ def check_origin(section: Section, plans: dict[str, Any], dataset_json: dict[str
 
 
 def size_index(diameter_mm: float) -> int:
-    """Tell which of `SIZE_NAMES` a diameter belongs to."""
+    """Return the index in `SIZE_NAMES` of a diameter's class."""
     return sum(diameter_mm >= bound for bound in DIAMETER_BOUNDS_MM)

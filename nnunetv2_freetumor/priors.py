@@ -24,7 +24,7 @@ def load(name: str) -> Prior:
 
 
 def sources(name: str) -> dict[str, str]:
-    """Tell where each number of a bundled prior comes from, by setting."""
+    """Return where each number of a bundled prior comes from, by setting."""
     return _read(name)["sources"]
 
 

@@ -26,11 +26,11 @@ from nnunetv2_freetumor import intensity, plan
 from nnunetv2_freetumor.generators.choice import build_generators
 from nnunetv2_freetumor.planning import clip_window, report
 from nnunetv2_freetumor.pool.training import PoolMixin
+from nnunetv2_freetumor.synthesis.planter import Planter
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
-from nnunetv2_freetumor.training import augmentation, epoch_log, figures, judge_choice, label_free, start
+from nnunetv2_freetumor.training import augmentation, epoch_log, figures, label_free, start
 from nnunetv2_freetumor.training import device as training_device
 from nnunetv2_freetumor.training.lesion_evaluation import LesionEvaluationMixin
-from nnunetv2_freetumor.training.start import resolve_section
 from nnunetv2_freetumor.training.synthetic_splits import SplitGuardMixin
 
 __all__ = [
@@ -60,36 +60,35 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
 
     # No __init__: nnU-Net records the arguments of the outermost one by reading that method's local variables.
     _section_source = "the plans file"
-    _second_half: ComposeTransforms | None = None
+    second_half: ComposeTransforms | None = None
     _preview_due = False
 
     def on_train_start(self) -> None:
         """Resolve the section and check everything, then let nnU-Net start its loader processes."""
-        section = self._resolve_section()
-        self._synthesizer = self.make_synthesizer(section)
-        self._prepare_log(self._synthesizer.section)
+        section = self.resolve_section()
+        self.planter = self.make_synthesizer(section)
+        self._prepare_log(self.planter.section)
         super().on_train_start()
 
-    def make_synthesizer(self, section: plan.Section) -> Synthesizer:
+    def make_synthesizer(self, section: plan.Section) -> Planter:
         """Build what plants tumors; to plant otherwise, override this."""
         plans, device = self.plans_manager.plans, training_device.device_for(self.device)
-        section, choices = start.settle(section, self)
-        generators = build_generators(choices, section, plans["transpose_forward"].index(0), device)
+        chosen = start.settle(section, self)
+        generators = build_generators(chosen.generators, section, plans["transpose_forward"].index(0), device)
         x_mm, y_mm, z_mm = map(float, self.configuration_manager.spacing)
-        gate = judge_choice.resolve_judge(section, self)
-        return Synthesizer(section, (x_mm, y_mm, z_mm), intensity.from_plans(plans), generators, gate)
+        return Synthesizer(section, (x_mm, y_mm, z_mm), intensity.from_plans(plans), generators, chosen.gate)
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
-        """Give the loaders the transforms before the split and keep those behind it."""
+        """Pass the transforms before the split to the loaders, and keep those behind it."""
         halves = augmentation.split(super().get_training_transforms(*args, **kwargs))
-        augmentation.check_device(halves.device, self.device, type(self).__name__)
-        self._second_half = halves.device
+        augmentation.check_transforms(halves.device, self.device, type(self).__name__)
+        self.second_half = halves.device
         return halves.loader
 
     def get_dataloaders(self) -> Any:
         """Get nnU-Net's loaders and refuse a trainer that never asks for the training transforms."""
         loaders = super().get_dataloaders()
-        if self._second_half is None:
+        if self.second_half is None:
             raise ValueError(f"{type(self).__name__} {NO_TRANSFORMS}")
         return loaders
 
@@ -105,8 +104,8 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
     def on_train_epoch_start(self) -> None:
         """Start the epoch's draws from the section's seed, the rank and the epoch."""
         super().on_train_epoch_start()
-        seed = self._synthesizer.section.seed
-        self._rng = epoch_log.epoch_generator(seed, self.local_rank, self.current_epoch)
+        seed = self.planter.section.seed
+        self.rng = epoch_log.epoch_generator(seed, self.local_rank, self.current_epoch)
         self._counts = epoch_log.EpochCounts()
         self.print_to_log_file(f"FreeTumor: draws from seed {seed}, rank {self.local_rank}, epoch {self.current_epoch}")
 
@@ -122,9 +121,9 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
         super().on_train_epoch_end(train_outputs)
         counts = self._counts.read()
         for name, value in counts.items():
-            self.logger.log(epoch_log.KEY + name, value, self.current_epoch)
+            self.logger.log(epoch_log.COUNT_KEY + name, value, self.current_epoch)
         repair = clip_window.repair_commands(self.plans_manager.plans, [self.configuration_name])
-        for line in epoch_log.report(counts, self._synthesizer, self.logger, repair):
+        for line in epoch_log.report(counts, self.planter, self.logger, repair):
             self.print_to_log_file(line)
         if self.local_rank == 0:
             figures.counts_curve(epoch_log.history(self.logger), join(self.output_folder, CURVE))
@@ -135,13 +134,13 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
             super().on_validation_epoch_end(label_free.leave_out(val_outputs, self._absent_columns))
         label_free.mend_moving_average(self.logger.local_logger.my_fantastic_logging)
 
-    def _resolve_section(self) -> plan.Section:
+    def resolve_section(self) -> plan.Section:
         """Refuse what cannot work, read or derive the section, and store it with the model."""
         plans = self.plans_manager.plans
         if plan.SECTION not in plans:
             self._section_source = "the dataset, derived now"
         folder, rank = self.preprocessed_dataset_folder_base, self.local_rank
-        section = resolve_section(plans, self.configuration_name, self.dataset_json, folder, rank, self.is_ddp)
+        section = start.resolve_section(plans, self.configuration_name, self.dataset_json, folder, rank, self.is_ddp)
         self.my_init_kwargs["plans"][plan.SECTION] = plans[plan.SECTION]
         return section
 
@@ -151,7 +150,7 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
         self._preview_due = self.local_rank == 0 and first_time
         setting = f"FreeTumor: generator {section.generator}, seed {section.seed}, section from {self._section_source}"
         lines = [setting, report.describe(section, self.plans_manager.plans)]
-        self.print_to_log_file("\n".join(lines + epoch_log.ungate(self._synthesizer, self.logger)))
+        self.print_to_log_file("\n".join(lines + epoch_log.ungate(self.planter, self.logger)))
         self._absent_columns = label_free.absent_columns(self.preprocessed_dataset_folder, self.label_manager)
         if self._absent_columns:
             self.print_to_log_file(label_free.notice(self.label_manager, self._absent_columns))
@@ -159,15 +158,15 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
     def _plant_and_augment(
         self, image: Float[Tensor, "b 1 x y z"], label: Int[Tensor, "b 1 x y z"]
     ) -> augmentation.Augmented:
-        synthesis = self._synthesizer(image, label, self._synthesizer.draw(len(image), self._rng))
+        synthesis = self.planter(image, label, self.planter.draw(len(image), self.rng))
         self._counts.add(synthesis.counts)
         if self._preview_due:
             self._preview_due = not figures.batch_preview(
-                image, synthesis.image, label, synthesis.label, synthesis.lesions, self._synthesizer.intensity,
-                self._synthesizer.spacing_mm, join(self.output_folder, PREVIEW),
+                image, synthesis.image, label, synthesis.label, synthesis.lesions, self.planter.intensity,
+                self.planter.spacing_mm, join(self.output_folder, PREVIEW),
             )  # fmt: skip
-        assert self._second_half is not None, "get_dataloaders has checked it"
-        return augmentation.augment(self._second_half, synthesis.image, synthesis.label)
+        assert self.second_half is not None, "get_dataloaders has checked it"
+        return augmentation.augment(self.second_half, synthesis.image, synthesis.label)
 
 
 class nnUNetTrainerFreeTumor(FreeTumorMixin):

@@ -5,9 +5,7 @@ from torch import nn
 
 from nnunetv2_freetumor.intensity import Intensity
 from nnunetv2_freetumor.plan import Prior, Section, SizeClass, Target
-from nnunetv2_freetumor.synthesis.draws import LOOK_CHANCES
-from nnunetv2_freetumor.synthesis.region import Look, Region
-from nnunetv2_freetumor.synthesis.synthesizer import COUNTS
+from nnunetv2_freetumor.synthesis.region import Chances, Look, Region
 from nnunetv2_freetumor.synthesis.volume import Box, offsets_mm
 from nnunetv2_freetumor.training.segmenter import FrozenSegmenter
 
@@ -31,7 +29,7 @@ def make_section(prior=PRIOR, **settings):
 
 def counted(result, name):
     """Read one count."""
-    return int(result.counts[COUNTS.index(name)])
+    return int(result.counts[name])
 
 
 SIZE = 48
@@ -48,13 +46,11 @@ def make_region(hu=110.0, noise_hu=10.0, radius_mm=10.0, spacing_mm=1.0, host=No
     return Region(volume, host, host, offsets.norm(dim=-1) - radius_mm, (1, 1, 1), offsets, spacing)
 
 
-def make_look(diameter_mm=20.0, contrast=0.0, **uniform):
-    """Give a look whose chances are all 0.99 (no variant), except for the numbered ones."""
-    chances = [0.99] * LOOK_CHANCES
-    for index, value in uniform.items():
-        chances[int(index[1:])] = value
-    tiles = torch.randn(2, 24, 24, 24, generator=torch.Generator().manual_seed(1))
-    return Look(diameter_mm, chances, contrast, tiles)
+def make_look(diameter_mm=20.0, contrast=0.0, **chances):
+    """Return a look whose chances are all 0.99 (no variant), except for the named ones."""
+    none = dict.fromkeys(Chances._fields, 0.99)
+    noise = torch.randn(2, 24, 24, 24, generator=torch.Generator().manual_seed(1))
+    return Look(diameter_mm, Chances(**(none | chances)), contrast, noise)
 
 
 HU = Intensity(mean_hu=0.0, sd_hu=1.0, low_hu=-1024.0, high_hu=3071.0)

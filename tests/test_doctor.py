@@ -1,6 +1,8 @@
-"""The doctor names each problem together with the command that mends it."""
+"""The doctor names each problem together with the command that fixes it."""
 
+import importlib
 import importlib.metadata
+import importlib.util
 import os
 import sys
 import types
@@ -13,9 +15,17 @@ from nnunetv2_freetumor.generators.cards import Card
 from nnunetv2_freetumor.startup import EXT_TRAINER, VARIABLE
 
 
+def import_file(folder, name):
+    """Import a module from a folder, as nnU-Net does."""
+    spec = importlib.util.spec_from_file_location(name, os.path.join(folder, f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def problems(findings):
-    """Keep the problems, as (text, mend)."""
-    return [(finding.text, finding.mend) for finding in findings if finding.problem]
+    """Keep the problems, as (text, fix)."""
+    return [(finding.text, finding.fix) for finding in findings if finding.problem]
 
 
 @pytest.fixture
@@ -34,10 +44,10 @@ def paths(monkeypatch, tmp_path):
     return tmp_path
 
 
-def fake_planning(monkeypatch, check_dataset):
+def fake_planning(monkeypatch, dataset_problems):
     """Put a function in the place of the planning module's check."""
     fake = types.ModuleType("planning")
-    fake.check_dataset = check_dataset
+    fake.dataset_problems = dataset_problems
     monkeypatch.setitem(sys.modules, "nnunetv2_freetumor.planning.section", fake)
 
 
@@ -54,7 +64,7 @@ def test_a_problem_is_printed_with_its_command_and_ends_with_exit_code_1(quick, 
     with pytest.raises(SystemExit, match="1"):
         doctor.doctor_command()
     out = capsys.readouterr().out
-    assert "  PROBLEM  nnUNet_results is not set\n           mend: export nnUNet_results=" in out
+    assert "  PROBLEM  nnUNet_results is not set\n           fix:  export nnUNet_results=" in out
     assert out.endswith("\n1 problem found.\n")
 
 
@@ -90,9 +100,9 @@ def test_this_environment_has_the_versions_that_are_needed():
 def test_a_hook_that_is_off_is_mended_by_exporting_the_variable(monkeypatch):
     monkeypatch.setattr(doctor, "SHOW_HOOK", "print('/somewhere/else')")
     monkeypatch.delenv(VARIABLE, raising=False)
-    (text, mend) = problems(doctor.check_hook())[0]
+    (text, fix) = problems(doctor.check_hook())[0]
     assert text == f"off, and {VARIABLE} does not name {EXT_TRAINER}"
-    assert mend == "export nnUNet_extTrainer=$(nnUNetv2_freetumor trainer-path)"
+    assert fix == "export nnUNet_extTrainer=$(nnUNetv2_freetumor trainer-path)"
     monkeypatch.setenv(VARIABLE, EXT_TRAINER)
     assert [finding.text for finding in doctor.check_hook()] == [f"off, but {VARIABLE} names {EXT_TRAINER}"]
 
@@ -111,22 +121,42 @@ def test_every_trainer_is_found_by_nnunets_own_search(monkeypatch):
     assert all(finding.text.endswith(f" from {EXT_TRAINER}") for finding in findings)
 
 
+def test_the_one_file_that_nnunet_searches_knows_every_trainer_of_its_modules_and_no_others():
+    found = import_file(EXT_TRAINER, "freetumor_trainers")
+    for module in map(importlib.import_module, found.MODULES.values()):
+        own = [name for name, kind in vars(module).items() if getattr(kind, "__module__", "") == module.__name__]
+        names = [name for name in own if name.startswith("nnUNetTrainerFreeTumor")]
+        assert names and all(getattr(found, name) is getattr(module, name) for name in names)
+    assert not hasattr(found, "nnUNetTrainerFreeTumor_17epochs") and not hasattr(found, "nnUNetTrainer")
+
+
+def test_a_trainer_that_cannot_be_imported_is_not_taken_for_one_that_is_not_there(monkeypatch):
+    found = import_file(EXT_TRAINER, "freetumor_trainers")
+
+    def fail(_module):
+        raise AttributeError("module 'torch' has no attribute 'gone'")
+
+    monkeypatch.setattr(found.importlib, "import_module", fail)
+    with pytest.raises(ImportError, match="nnunetv2_freetumor.trainer cannot be imported: module 'torch' has no"):
+        hasattr(found, "nnUNetTrainerFreeTumor")
+
+
 def test_a_trainer_of_the_same_name_in_another_folder_is_a_problem(monkeypatch, tmp_path):
     (tmp_path / "others.py").write_text(
         "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
         "class nnUNetTrainerFreeTumor(nnUNetTrainer):\n    pass\n"
     )
     monkeypatch.setenv(VARIABLE, os.pathsep.join([str(tmp_path), EXT_TRAINER]))
-    ((text, mend),) = problems(doctor.check_trainers())
+    ((text, fix),) = problems(doctor.check_trainers())
     assert text == f"nnUNetTrainerFreeTumor from {tmp_path} hides this package's trainer"
-    assert mend == f"take {tmp_path} out of {VARIABLE}, or rename its class"
+    assert fix == f"take {tmp_path} out of {VARIABLE}, or rename its class"
 
 
 def test_trainers_that_nnunet_cannot_find_are_problems(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     found = problems(doctor.check_trainers())
     assert "Could not find requested nnunet trainer nnUNetTrainerFreeTumor" in found[0][0]
-    assert {mend for _, mend in found} == {"export nnUNet_extTrainer=$(nnUNetv2_freetumor trainer-path)"}
+    assert {fix for _, fix in found} == {"export nnUNet_extTrainer=$(nnUNetv2_freetumor trainer-path)"}
 
 
 def test_a_generator_file_that_cannot_be_read_is_a_problem(monkeypatch, tmp_path):
@@ -134,8 +164,8 @@ def test_a_generator_file_that_cannot_be_read_is_a_problem(monkeypatch, tmp_path
     (tmp_path / "freetumor_generators").mkdir()
     broken = tmp_path / "freetumor_generators" / "broken.safetensors"
     broken.write_bytes(b"nothing")
-    ((text, mend),) = problems(doctor.check_bundled())
-    assert str(broken) in text and mend == f"rm '{broken}'"
+    ((text, fix),) = problems(doctor.check_bundled())
+    assert str(broken) in text and fix == f"rm '{broken}'"
 
 
 def test_the_generators_and_priors_are_listed(monkeypatch, tmp_path):
@@ -157,10 +187,10 @@ def test_a_datasets_problems_are_passed_on(quick, paths, monkeypatch, capsys):
 
 
 def test_a_dataset_that_cannot_be_read_is_a_problem(monkeypatch):
-    def check_dataset(dataset, plans_name):
+    def dataset_problems(dataset, plans_name):
         raise ValueError("There is no dataset 7.")
 
-    fake_planning(monkeypatch, check_dataset)
+    fake_planning(monkeypatch, dataset_problems)
     assert problems(doctor.check_dataset("7", "nnUNetPlans")) == [("There is no dataset 7.", "")]
 
 

@@ -46,8 +46,8 @@ from nnunetv2_freetumor.pool.store import (
     write_record,
     write_stamp,
 )
-from nnunetv2_freetumor.training.epoch_log import KEY, register
-from nnunetv2_freetumor.training.start import settle
+from nnunetv2_freetumor.training import start
+from nnunetv2_freetumor.training.epoch_log import COUNT_KEY, register
 
 WRITTEN = Path(__file__).parent / "written_before"
 ROOT = "$ROOT"  # in the files: the folder that everything lay in
@@ -146,12 +146,14 @@ def trainer(plans, folder, epoch):
 
 
 @pytest.mark.parametrize("name", ["freetumor_chosen", "freetumor_chosen_texture"])
-def test_what_a_resumed_training_started_with_is_taken_and_kept(name, plans, tmp_path):
+def test_what_a_resumed_training_started_with_is_taken_and_kept(name, plans, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(start, "resolve_judge", lambda section, _: asked.append(section.judge))
     record = tmp_path / "freetumor_chosen.json"
     record.write_text(text_of(f"model/{name}.json"))
-    section, generators = settle(read_section(plans[SECTION]), trainer(plans, tmp_path, epoch=2))
+    generators, _ = start.settle(read_section(plans[SECTION]), trainer(plans, tmp_path, epoch=2))
     before = load(f"model/{name}.json")
-    assert section.judge == before["judge"] != "auto"
+    assert asked == [before["judge"]] != ["auto"]
     assert [g._asdict() | {"path": g.path and str(g.path)} for g in generators] == before["generators"]
     assert record.read_text() == text_of(f"model/{name}.json")
 
@@ -160,19 +162,27 @@ def test_a_new_training_notes_its_choice_under_the_same_keys(plans, tmp_path):
     fold = tmp_path / "model" / "fold_1"
     fold.mkdir(parents=True)
     section = read_section(plans[SECTION] | {"generator": "texture"})
-    settle(section, trainer(plans, fold, epoch=0))
+    start.settle(section, trainer(plans, fold, epoch=0))
     before, now = load("model/freetumor_chosen_texture.json"), json.loads((fold / "freetumor_chosen.json").read_text())
     assert list(now) == list(before) and now["judge"] == before["judge"]
     assert [list(choice) for choice in now["generators"]] == [list(choice) for choice in before["generators"]]
 
 
-@pytest.mark.parametrize(("kind", "key"), [("freetumor", KEY), ("generator", GENERATOR_KEY)])
+@pytest.mark.parametrize(("kind", "key"), [("freetumor", COUNT_KEY), ("generator", GENERATOR_KEY)])
 def test_the_names_in_a_checkpoints_log_are_the_ones_that_are_logged_now(kind, key, tmp_path):
     logger = MetaLogger(str(tmp_path), False)
     register(logger, 0, key, *([NAMES] if key == GENERATOR_KEY else []))
     log = logger.local_logger.my_fantastic_logging
     went = "freetumor/drawn_again"  # with `second_draw`
     assert [name for name in log if name.startswith(key)] == [n for n in load("logger_names.json")[kind] if n != went]
+
+
+def test_the_count_that_went_does_not_hold_up_the_progress_of_a_resumed_training(tmp_path):
+    logger = MetaLogger(str(tmp_path), False)
+    log = logger.local_logger.my_fantastic_logging
+    log["freetumor/drawn_again"], log["freetumor/samples"], log["freetumor_generator/other"] = [0.0], [2.0], [1.0]
+    register(logger, 1)
+    assert "freetumor/drawn_again" not in log and log["freetumor/samples"] == [2.0] and log["freetumor_generator/other"]
 
 
 def published():

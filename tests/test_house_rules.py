@@ -18,6 +18,7 @@ TEXTS = sorted(
     path
     for pattern in (
         "*.md",
+        "nnunetv2_freetumor/**/*.md",
         "Makefile",
         "setup.cfg",
         ".ci/run",

@@ -94,7 +94,7 @@ def test_tumors_are_planted_before_nnunets_intensity_transforms(make_trainer, mo
         augmentation, "augment", lambda half, image, label: seen.append((image, label)) or _identity(image, label)
     )
     calls = []
-    made._resolve_section()
+    made.resolve_section()
     _spy_on_synthesizer(monkeypatch, calls)
     _steps(made, monkeypatch, [0])
     (image, label), (given, synthesis) = seen[0], calls[0]
@@ -154,7 +154,7 @@ def test_validation_alone_resolves_no_section_and_loads_no_synthesizer(make_trai
     monkeypatch.setattr(start, "section_for_training", None)
     made = make_trainer(trainer.nnUNetTrainerFreeTumor)
     made.load_checkpoint(f"{made.output_folder}/checkpoint_final.pth")
-    assert not hasattr(made, "_synthesizer")
+    assert not hasattr(made, "planter")
 
 
 def test_a_refused_configuration_ends_before_the_network_and_the_loaders_start(make_trainer, monkeypatch):
@@ -220,7 +220,7 @@ def test_transforms_that_cannot_run_on_cuda_are_refused_before_the_loaders_start
 def test_the_mixin_keeps_what_the_other_trainer_changes(make_trainer, monkeypatch):
     made = make_trainer(FreeTumorNoMirroring)
     _steps(made, monkeypatch, [])
-    assert not any(isinstance(leaf, MirrorTransform) for leaf in augmentation._leaves(made._second_half))
+    assert not any(isinstance(leaf, MirrorTransform) for leaf in augmentation._leaves(made.second_half))
     assert made.inference_allowed_mirroring_axes is None
 
 
@@ -251,6 +251,6 @@ def test_an_epoch_starts_its_draws_from_seed_rank_and_epoch_whatever_came_before
         made.current_epoch = epoch
         made.logger.local_logger.my_fantastic_logging["lrs"] = [0.0] * epoch
         made.on_train_epoch_start()
-        states.append(torch.rand(4, generator=made._rng).tolist())
+        states.append(torch.rand(4, generator=made.rng).tolist())
     assert states[0] == states[2] != states[1]
     assert "FreeTumor: draws from seed 0, rank 0, epoch 4" in Path(made.log_file).read_text()

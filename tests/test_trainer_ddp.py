@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunetv2_freetumor import trainer
 from nnunetv2_freetumor.experiments.bench.data import CONFIGURATION, DATASET, PLANS, Layout, write_dataset
 from nnunetv2_freetumor.plan import SECTION
-from nnunetv2_freetumor.synthesis.synthesizer import COUNTS
+from nnunetv2_freetumor.synthesis.planter import COUNTS
 from nnunetv2_freetumor.training import epoch_log
 
 pytest_plugins = ["pools"]
@@ -27,9 +27,9 @@ def _run_rank(rank, folder):
         del plans[SECTION]
     dataset_json = json.loads((folder / DATASET / "dataset.json").read_text())
     made = trainer.nnUNetTrainerFreeTumor(plans, CONFIGURATION, 0, dataset_json, torch.device("cpu"))
-    made._resolve_section()
+    made.resolve_section()
     counts = epoch_log.EpochCounts()
-    counts.add(torch.full((len(COUNTS),), 1.0 + rank, dtype=torch.float64))
+    counts.add(dict.fromkeys(COUNTS, torch.tensor(1.0 + rank, dtype=torch.float64)))
     (folder / f"rank_{rank}.json").write_text(json.dumps([made.my_init_kwargs["plans"][SECTION], counts.read()]))
     dist.destroy_process_group()
 

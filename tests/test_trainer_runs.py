@@ -39,14 +39,14 @@ def test_training_leaves_pictures_counts_and_the_section_with_the_model(trained)
 
 def test_continuing_takes_the_section_from_the_checkpoint_and_repeats_no_draw(trained, make_trainer):
     checkpoint = str(Path(trained.output_folder) / "checkpoint_final.pth")
-    first_epoch = trained._rng.initial_seed()
+    first_epoch = trained.rng.initial_seed()
     made = make_trainer(trainer.nnUNetTrainerFreeTumor_1epoch, probability_tumor_free=0.25)  # plans edited in between
     made.num_epochs = 2
     made.load_checkpoint(checkpoint)
     made.run_training()
-    assert made._synthesizer.section.probability_tumor_free == 1.0
+    assert made.planter.section.probability_tumor_free == 1.0
     assert "section from the checkpoint" in Path(made.log_file).read_text()
-    assert made._rng.initial_seed() != first_epoch
+    assert made.rng.initial_seed() != first_epoch
     log = made.logger.local_logger.my_fantastic_logging
     assert [len(log["freetumor/planted"]), len(log["train_losses"])] == [2, 2]
 

@@ -1,6 +1,7 @@
 """The one file that nnU-Net searches: the trainers, each imported when nnU-Net asks for it by name."""
 
 import importlib
+from types import ModuleType
 from typing import Any
 
 MODULES = {  # by the beginning of a trainer's name, the longer ones first
@@ -11,9 +12,17 @@ MODULES = {  # by the beginning of a trainer's name, the longer ones first
 }
 
 
+def _import(module: str) -> ModuleType:
+    """Import a module so that `hasattr` does not take a failure of the import for a trainer that is not there."""
+    try:
+        return importlib.import_module(module)
+    except AttributeError as error:
+        raise ImportError(f"{module} cannot be imported: {error}") from error
+
+
 def __getattr__(name: str) -> Any:
     """Import a trainer; nnU-Net asks with `hasattr`."""
     for beginning, module in MODULES.items():
         if name.startswith(beginning):
-            return getattr(importlib.import_module(module), name)
+            return getattr(_import(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

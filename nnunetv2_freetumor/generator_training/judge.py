@@ -17,9 +17,9 @@ from nnunetv2_freetumor.generator_training.windows import Placed
 from nnunetv2_freetumor.generators.grid import from_grid
 from nnunetv2_freetumor.intensity import from_plans
 from nnunetv2_freetumor.plan import Section
-from nnunetv2_freetumor.synthesis.gate import Finding
+from nnunetv2_freetumor.synthesis.proposals import Proposal
 from nnunetv2_freetumor.synthesis.region import support
-from nnunetv2_freetumor.training.judge import JudgeGate, Window, resample
+from nnunetv2_freetumor.training.judge import JudgeGate, View, read_view
 from nnunetv2_freetumor.training.judge_choice import OFF, baseline_folder, find_judge, load_judge, tumor_names
 from nnunetv2_freetumor.training.segmenter import training_command
 
@@ -36,7 +36,7 @@ class TrainingJudge(JudgeGate):
     ) -> Float[Tensor, ""]:
         """Ask for tumor on the voxels of lesions that were drawn into patches of `image` (z-scores)."""
         drawn = zip(lesions, contrast_hu)
-        asked = [pair for pair in drawn if self.channels[pair[0].proposal.target] is not None]
+        asked = [pair for pair in drawn if self.channels[pair[0].proposal.site.target] is not None]
         chunks = [asked[first : first + self.together] for first in range(0, len(asked), self.together)]
         parts = [part for chunk in chunks for part in self._losses(image, chunk)]
         return torch.stack(parts).mean() if parts else torch.zeros((), device=image.device)
@@ -46,15 +46,15 @@ class TrainingJudge(JudgeGate):
     ) -> list[float]:
         """Give the recognized share of each lesion, each in a patch of its own."""
         planted = torch.cat([self.plant(image, *pair) for pair in zip(lesions, contrast_hu)])
-        verdicts = self(planted, [finding(placed, sample) for sample, placed in enumerate(lesions)])
+        verdicts = self(planted, [in_own_patch(placed, sample) for sample, placed in enumerate(lesions)])
         return torch.stack([verdict.recognized for verdict in verdicts]).tolist()
 
     def plant(self, image: Float[Tensor, "b 1 x y z"], placed: Placed, contrast_hu: Float[Tensor, "1 u v w"]) -> Patch:
         """Write a lesion into a copy of its patch."""
         proposal = placed.proposal
-        box = proposal.box.slices()
+        box = proposal.site.box.slices()
         change = from_grid(contrast_hu[0], placed.region, placed.grid) * support(placed.region)
-        hu = self.intensity.to_hu(image[proposal.sample : proposal.sample + 1].float()).clone()
+        hu = self.intensity.to_hu(image[proposal.site.sample : proposal.site.sample + 1].float()).clone()
         hu[0, 0][box] = hu[0, 0][box] + change
         return self.intensity.to_z(hu)
 
@@ -62,31 +62,31 @@ class TrainingJudge(JudgeGate):
         self, image: Float[Tensor, "b 1 x y z"], drawn: Sequence[tuple[Placed, Float[Tensor, "1 u v w"]]]
     ) -> list[Float[Tensor, ""]]:
         """Look at lesions together, each in a patch of its own."""
-        windows = [self._window(finding(placed), image.shape[2:]) for placed, _ in drawn]
+        windows = [self.window(in_own_patch(placed).site, image.shape[2:]) for placed, _ in drawn]
         planted = [self._cut(self.plant(image, *pair), window) for pair, window in zip(drawn, windows)]
         logits = self.segmenter.logits(torch.cat(planted))
         parts = []
         for one, (placed, _), window in zip(logits.split(1), drawn, windows):
-            channel = self.channels[placed.proposal.target]
+            channel = self.channels[placed.proposal.site.target]
             assert channel is not None, "only tested targets come here"
             probability = self.segmenter.probability(one, channel)
             parts.append(unrecognized(probability, self._lesion(image[:1], placed, window)))
         return parts
 
-    def _lesion(self, image: Patch, placed: Placed, window: Window) -> Bool[Tensor, "1 px py pz"]:
+    def _lesion(self, image: Patch, placed: Placed, window: View) -> Bool[Tensor, "1 px py pz"]:
         """Mark a lesion's voxels in its window."""
         mask = torch.zeros_like(image, dtype=torch.float32)
-        mask[0, 0][placed.proposal.box.slices()] = placed.proposal.lesion.float()
+        mask[0, 0][placed.proposal.site.box.slices()] = placed.proposal.lesion.float()
         size = self.segmenter.patch_size
         if all(ratio == 1 for ratio in self._ratio):
             return crop_and_pad_nd(mask, window.bounds(size))[:, 0] >= 0.5
-        return resample(mask, window.start, self._ratio, size)[:, 0] >= 0.5
+        return read_view(mask, window.start, self._ratio, size)[:, 0] >= 0.5
 
 
-def finding(placed: Placed, sample: int = 0) -> Finding:
-    """Describe a lesion to the judge, in a patch of its own: the batch's number `sample`."""
+def in_own_patch(placed: Placed, sample: int = 0) -> Proposal:
+    """Move a lesion into a patch of its own: the batch's number `sample`."""
     proposal = placed.proposal
-    return Finding(sample, proposal.target, proposal.center, proposal.diameter_mm, proposal.box, proposal.lesion)
+    return proposal._replace(site=proposal.site._replace(sample=sample))
 
 
 def make_judge(section: Section, trainer: nnUNetTrainer) -> TrainingJudge:

@@ -1,6 +1,5 @@
 """The adversarial stage on nnU-Net's batches: plant wherever there is room, meet real lesions, learn, look."""
 
-import dataclasses
 import math
 
 import torch
@@ -14,7 +13,7 @@ from nnunetv2_freetumor.generator_training.step import AdversarialStep, Terms, d
 from nnunetv2_freetumor.generator_training.windows import Cutter, Replay, Synthetic
 from nnunetv2_freetumor.generators.grid import to_grid
 from nnunetv2_freetumor.intensity import Intensity
-from nnunetv2_freetumor.plan import Section
+from nnunetv2_freetumor.plan import Section, always_planting
 from nnunetv2_freetumor.synthesis import draws
 from nnunetv2_freetumor.synthesis.proposals import Proposals, Proposer
 from nnunetv2_freetumor.synthesis.texture import texture_contrast
@@ -40,7 +39,8 @@ class GeneratorStage:
     ) -> None:
         """Take the section, how windows are cut, how the batches encode HU, the step, and the judge if there is one."""
         self.cutter, self.intensity, self.step, self.judge = cutter, intensity, step, judge
-        self.section = planting_section(section, math.ceil(step.recipe.lesions_per_step / batch_size))
+        most = math.ceil(step.recipe.lesions_per_step / batch_size)
+        self.section = always_planting(section, min(max(most, 1), MOST_PER_PATCH))
         self._proposer = Proposer(self.section, cutter.data_mm, [cutter.window_mm] * len(section.targets))
         self._lesions = max(len(target.prior.lesions_per_patch) for target in self.section.targets)
         self._replays = [Replay(step.recipe.replay_windows) for _ in section.targets]
@@ -77,7 +77,7 @@ class GeneratorStage:
         return Seen(
             loss=float(adversary.generator_loss(networks.critic, after)),
             realism=realism(*scores),
-            diameters_mm=[placed.proposal.diameter_mm for placed in synthetic.lesions],
+            diameters_mm=[placed.proposal.site.diameter_mm for placed in synthetic.lesions],
             recognized=shares or [math.nan] * len(synthetic.lesions),
         )
 
@@ -102,19 +102,19 @@ class GeneratorStage:
         One target at a time: each is compared with its own real lesions, or one's faults would hide the other's.
         """
         fits = torch.stack([one.fits for one in proposals.lesions]).tolist() if proposals.lesions else []
-        met = [one for one, fit in zip(proposals.lesions, fits) if fit and len(self._replays[one.target])]
-        present = sorted({one.target for one in met})
+        met = [one for one, fit in zip(proposals.lesions, fits) if fit and len(self._replays[one.site.target])]
+        present = sorted({one.site.target for one in met})
         if not present:
             return None
         target = present[int(torch.rand((), generator=rng) * len(present))]
-        fitting = [one for one in met if one.target == target]
+        fitting = [one for one in met if one.site.target == target]
         order = torch.randperm(len(fitting), generator=rng).tolist()[: self.step.recipe.lesions_per_step]
         return self.cutter.synthetic([fitting[index] for index in order], self.section.targets, rng)
 
     def _row(self, synthetic: Synthetic, index: int, contrast_hu: Float[Tensor, "n 1 u v w"]) -> Row:
         proposal, region, grid = synthetic.lesions[index]
         windows, allowed = synthetic.windows, synthetic.support[index, 0]
-        texture = texture_contrast(region, self.section.targets[proposal.target].prior.texture, proposal.look)
+        texture = texture_contrast(region, self.section.targets[proposal.site.target].prior.texture, proposal.look)
         before = windows.hu[index, 0]
         images = (before, before + to_grid(texture, region, grid) * allowed, before + contrast_hu[index, 0])
         axis = self.cutter.slice_axis
@@ -123,22 +123,4 @@ class GeneratorStage:
         ]
         height_mm, width_mm = (step for other, step in enumerate(self.cutter.spacing_mm) if other != axis)
         host_hu = float(windows.host_hu[index])
-        return Row(cut[0], cut[1], cut[2], cut[3] > 0.5, host_hu, proposal.diameter_mm, height_mm / width_mm)
-
-
-def planting_section(section: Section, lesions: int) -> Section:
-    """Plant into every patch that has room, as many lesions as a step needs, beside real tumors too."""
-    count = min(max(lesions, 1), MOST_PER_PATCH)
-    weights = (0.0,) * (count - 1) + (1.0,)
-    targets = tuple(
-        dataclasses.replace(target, prior=dataclasses.replace(target.prior, lesions_per_patch=weights))
-        for target in section.targets
-    )
-    return dataclasses.replace(
-        section,
-        targets=targets,
-        probability_tumor_free=1.0,
-        probability_tumor_bearing=1.0,
-        untouched_share=0.0,
-        tumor_free_patches_only=False,
-    )
+        return Row(cut[0], cut[1], cut[2], cut[3] > 0.5, host_hu, proposal.site.diameter_mm, height_mm / width_mm)

@@ -100,10 +100,10 @@ class Cutter:
             windows=join([one.window for one in prepared]),
             support=torch.cat([one.support for one in prepared]),
             channel=torch.tensor(
-                [channels[one.proposal.target] for one in prepared], device=prepared[0].support.device
+                [channels[one.proposal.site.target] for one in prepared], device=prepared[0].support.device
             ),
             lesions=[Placed(one.proposal, one.region, one.grid) for one in prepared],
-            target=prepared[0].proposal.target,
+            target=prepared[0].proposal.site.target,
         )
 
     def real(
@@ -140,7 +140,7 @@ class Cutter:
     ) -> LiteInputs | FreetumorInputs:
         if self.kind == "freetumor":
             return freetumor_inputs(region, proposal.look, grid, self.window_hu)
-        texture = targets[proposal.target].prior.texture
+        texture = targets[proposal.site.target].prior.texture
         return lite_inputs(region, texture, proposal.look, grid, self.window_hu)
 
     def _shifted(self, proposal: Proposal, rng: torch.Generator) -> Region:

@@ -19,7 +19,13 @@ from nnunetv2_freetumor.intensity import scale_window
 from nnunetv2_freetumor.plan import Texture
 from nnunetv2_freetumor.synthesis.region import TAIL_MM, Look, Region
 from nnunetv2_freetumor.synthesis.texture import texture_contrast
-from nnunetv2_freetumor.synthesis.volume import Spacing, gaussian_blur, pool, sample_tile, smooth_noise_tile
+from nnunetv2_freetumor.synthesis.volume import (
+    Spacing,
+    gaussian_blur,
+    mean_of_subvoxels,
+    sample_tile,
+    smooth_noise_tile,
+)
 
 MULTIPLES = {"lite": 4, "freetumor": 8}  # of the sides that each network can halve
 SURROUNDINGS_MM = 96.0  # of what freetumor sees around a lesion: its 144 mm at most, but 3.4 times fewer voxels
@@ -72,10 +78,10 @@ def lite_inputs_over(
 ) -> LiteInputs:
     """Prepare what the lite network sees of a lesion whose `texture` contrast is known, on the region's voxels."""
     hu, base_contrast, host, distance = _on_grid(region, grid, base)
-    tile = smooth_noise_tile(look.tiles[0]).to(hu.device, non_blocking=True)
+    tile = smooth_noise_tile(look.noise[0]).to(hu.device, non_blocking=True)
     noise = sample_tile(tile, grid_offsets_mm(grid) / NOISE_MM)
     near = (distance / DISTANCE_MM).clamp(-1, 1)
-    chance = torch.tensor([[math.log(look.diameter_mm / 20), look.contrast, *look.uniform[:6]]])
+    chance = torch.tensor([[math.log(look.diameter_mm / 20), look.contrast, *look.chances[:6]]])
     return LiteInputs(
         inputs=torch.stack(
             [scale_window(hu + base_contrast, window_hu), base_contrast / CONTRAST_HU, near, host, noise]
@@ -103,7 +109,7 @@ def freetumor_inputs(region: Region, look: Look, grid: Grid, window_hu: tuple[fl
     """Prepare what the published network and its insertion law see of a lesion."""
     hu, host, distance = _on_grid(region, grid)
     low, high = MASK_SIGMA
-    sigma = low + look.uniform[0] * (high - low)
+    sigma = low + look.chances[0] * (high - low)
     return FreetumorInputs(
         image=scale_window(hu, window_hu)[None, None],
         soft_mask=gaussian_blur((distance < 0).float(), sigma, (1.0, 1.0, 1.0))[None, None],
@@ -131,18 +137,18 @@ def freetumor_contrast(
 def sampled_texture(look: Look, grid: Grid) -> Float[Tensor, "u v w"]:
     """Draw the published insertion's texture in 0..1, fixed to the lesion: a smooth field, sampled, smoothed again."""
     device = grid.first_mm.device
-    field_sigma, sigma = _pick(SIGMAS_FIELD, look.uniform[1]), _pick(SIGMAS_TEXTURE, look.uniform[2])
+    field_sigma, sigma = _pick(SIGMAS_FIELD, look.chances[1]), _pick(SIGMAS_TEXTURE, look.chances[2])
     spacing = torch.tensor(grid.spacing_mm).to(device, non_blocking=True)
-    tile = smooth_noise_tile(look.tiles[0]).to(device, non_blocking=True)
+    tile = smooth_noise_tile(look.noise[0]).to(device, non_blocking=True)
     field = sample_tile(tile, grid_offsets_mm(grid) / (field_sigma * spacing))
     middle = (-grid.first_mm / spacing).round().long()
     i, j, k = ((torch.arange(side, device=device) - middle[a]) % len(tile) for a, side in enumerate(grid.sides))
-    white = look.tiles[1].to(device, non_blocking=True)[i[:, None, None], j[:, None], k]
+    white = look.noise[1].to(device, non_blocking=True)[i[:, None, None], j[:, None], k]
     smooth = gaussian_blur((field > white).float(), sigma, (1.0, 1.0, 1.0))  # 1 with the field's normal probability
     above = smooth > TEXTURE_ABOVE
     mean = torch.where(above, smooth, 0.0).sum() / above.sum().clamp_min(1)
     low, high = TEXTURE_MEAN
-    return (smooth * (low + look.uniform[3] * (high - low)) / mean.clamp_min(TEXTURE_ABOVE)).clamp(0, 1)
+    return (smooth * (low + look.chances[3] * (high - low)) / mean.clamp_min(TEXTURE_ABOVE)).clamp(0, 1)
 
 
 class LearnedGenerator:
@@ -184,7 +190,7 @@ def _run(network: nn.Module, *inputs: Tensor) -> Tensor:
 
 def _on_grid(region: Region, grid: Grid, *more: Volume) -> list[Float[Tensor, "u v w"]]:
     """Give HU, further volumes, host and signed distance on the grid."""
-    volumes = (region.hu, *more, region.host.float(), pool(region.distance_mm, region.fold))
+    volumes = (region.hu, *more, region.host.float(), mean_of_subvoxels(region.distance_mm, region.subvoxels))
     return [to_grid(volume, region, grid) for volume in volumes]
 
 

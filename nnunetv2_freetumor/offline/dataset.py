@@ -149,13 +149,13 @@ def _finish(sources: Sources, orders: Orders, folder: Path, splits_at: Sequence[
     cases.write_json(sources.dataset_json | {"numTraining": len(real) + len(made)}, folder / "dataset.json")
     bare = [str(fold) for fold, split in enumerate(splits) if set(split["val"]) & orders.seen]
     lines = [
-        f"{folder}: {len(made)} synthetic and {len(real)} real case(s); {synthetic_splits.FILE} keeps synthetic ones "
+        f"{folder}: {len(made)} synthetic and {len(real)} real case(s); {synthetic_splits.SPLITS_FILE} keeps synthetic ones "
         "out of validation."
     ]
     if not any(split["val"] for split in splits):
         lines.append(
             "There are too few real labeled cases to validate on: train fold 'all', or add real cases to imagesTr, "
-            f"labelsTr and {synthetic_splits.FILE}. Numbered folds have an empty validation set and do not train."
+            f"labelsTr and {synthetic_splits.SPLITS_FILE}. Numbered folds have an empty validation set and do not train."
         )
     elif bare and made:
         lines.append(

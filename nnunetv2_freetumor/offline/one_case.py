@@ -12,7 +12,7 @@ from nnunetv2_freetumor.files.cases import SLICE_AXIS, case_name
 from nnunetv2_freetumor.generators import choice
 from nnunetv2_freetumor.offline.planting import Planting, plant
 from nnunetv2_freetumor.offline.provenance import describe_lesion
-from nnunetv2_freetumor.plan import Prior, Section, SizeClass, Target
+from nnunetv2_freetumor.plan import Prior, Section, SizeClass, Target, always_planting
 from nnunetv2_freetumor.planning.roles import LUNG_HU
 from nnunetv2_freetumor.training.device import choose_device
 
@@ -106,17 +106,8 @@ def make_target(prior: Prior, hosts: tuple[int, ...], tumor: int) -> Target:
 def _section(target: Target, generator: str, seed: int, lesions: int) -> Section:
     if lesions < 1:
         raise ValueError(f"-n must be at least 1 lesion, but it is {lesions}.")
-    return Section(
-        targets=(target,),
-        labels={},
-        plans_hash="",
-        generator=generator,
-        seed=seed,
-        probability_tumor_free=1.0,
-        probability_tumor_bearing=1.0,
-        untouched_share=0.0,
-        min_visibility=0.0,  # who asks for a small lesion gets it
-    )
+    section = Section(targets=(target,), labels={}, plans_hash="", generator=generator, seed=seed, min_visibility=0.0)
+    return always_planting(section)  # whoever asks for a small lesion gets it
 
 
 def _check_inputs_stay(inputs: tuple[str | Path, ...], outputs: tuple[Path, ...]) -> None:

@@ -16,7 +16,7 @@ from nnunetv2_freetumor.files.cases import Case
 from nnunetv2_freetumor.intensity import RAW_CT
 from nnunetv2_freetumor.plan import Section, Target
 from nnunetv2_freetumor.synthesis.hosts import host_mask
-from nnunetv2_freetumor.synthesis.planted import BeforeAfter, Place, Planted, measure_planted
+from nnunetv2_freetumor.synthesis.planted import Aim, BeforeAfter, Planted, measure_planted
 from nnunetv2_freetumor.synthesis.proposals import CONTEXT_MM
 from nnunetv2_freetumor.synthesis.region import Generator
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
@@ -74,12 +74,12 @@ def plant(
     section = dataclasses.replace(section, targets=targets)
     before = _Volume(_tensor(image.array[box].astype(np.float32), device), _tensor(labels, device))
     synthesizer = Synthesizer(section, spacing_mm, RAW_CT, [seen.generator for seen in found])
-    after, places = _plant_one_by_one(before, synthesizer, lesions)
+    after, aims = _plant_one_by_one(before, synthesizer, lesions)
     planted = image.with_array(image.array.copy()), label.with_array(label.array.copy())
     _write_changes(planted[0].array[box], before.hu, after.hu)
     _write_changes(planted[1].array[box], before.label, after.label)
     change = BeforeAfter(image.array[box], planted[0].array[box], label.array[box], planted[1].array[box])
-    measured = [_moved(lesion, box) for lesion in measure_planted(change, places, spacing_mm)]
+    measured = [_moved(lesion, box) for lesion in measure_planted(change, aims, spacing_mm)]
     reason = "" if len(measured) == lesions else "There is no room for more: ask for fewer or smaller lesions."
     return Planting(*planted, measured, reason)
 
@@ -113,10 +113,10 @@ def _too_small(seen: _Seen, spacing_mm: Spacing) -> str:
     return f"The host ({host_mm3:.0f} mm3) is smaller than the smallest lesion (diameter {smallest_mm:.1f} mm)."
 
 
-def _plant_one_by_one(before: _Volume, synthesizer: Synthesizer, lesions: int) -> tuple[_Volume, list[Place]]:
+def _plant_one_by_one(before: _Volume, synthesizer: Synthesizer, lesions: int) -> tuple[_Volume, list[Aim]]:
     """Redraw a lesion that finds no place; stop at the first one that finds none in all tries."""
     rng = torch.Generator().manual_seed(synthesizer.section.seed)
-    volume, places, targets = before, [], synthesizer.section.targets
+    volume, aims, targets = before, [], synthesizer.section.targets
     for _ in tqdm(range(lesions), desc="planting", unit="lesion", disable=None):
         for _ in range(TRIES):
             hu, label, drawn, _ = synthesizer(*volume, synthesizer.draw(1, rng, CANDIDATES))
@@ -125,8 +125,8 @@ def _plant_one_by_one(before: _Volume, synthesizer: Synthesizer, lesions: int) -
         else:
             break
         volume = _Volume(hu, label)
-        places += [Place(lesion.center, lesion.diameter_mm, targets[lesion.target].name) for lesion in kept]
-    return volume, places
+        aims += [Aim(lesion.site.center, lesion.site.diameter_mm, targets[lesion.site.target].name) for lesion in kept]
+    return volume, aims
 
 
 def find_host(image: Case, label: Case, target: Target, spacing_mm: Spacing, device: torch.device) -> np.ndarray:

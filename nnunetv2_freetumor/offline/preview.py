@@ -1,6 +1,5 @@
 """Show what training will plant: before/after/mask pictures from the preprocessed training cases."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +14,10 @@ from nnunetv2_freetumor.files.cases import check_writable
 from nnunetv2_freetumor.generators import choice as generator_choice
 from nnunetv2_freetumor.generators.choice import Choice
 from nnunetv2_freetumor.pages.sheets import FIELD_OF_VIEW_MM, Picture, lesion_sheet, pictures_of
-from nnunetv2_freetumor.plan import Section
+from nnunetv2_freetumor.plan import Section, always_planting
 from nnunetv2_freetumor.planning import section as planning
 from nnunetv2_freetumor.planning.clip_window import preprocess_command
-from nnunetv2_freetumor.synthesis.planted import BeforeAfter, Place
+from nnunetv2_freetumor.synthesis.planted import Aim, BeforeAfter
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
 
 PATCHES_PER_LESION = 12  # to try
@@ -57,7 +56,7 @@ def preview_command(
     if not (data.is_dir() and any(data.iterdir())):
         command = preprocess_command(plans, [configuration])
         raise ValueError(f"{data} holds no preprocessed cases. Make them with\n{command}")
-    section = _always(planning.section_for_training(plans, dataset_json))
+    section = always_planting(planning.section_for_training(plans, dataset_json))
     chosen = generator_choice.choose_generators(section, plans, configuration, None, [])
     print(*generator_choice.describe(chosen), sep="\n")
     pictures = _pictures(data, settings, _synthesizer(settings, section, plans, chosen), plans, count, seed)
@@ -68,12 +67,6 @@ def preview_command(
     lesion_sheet(pictures, path, f"{plans['dataset_name']}, {configuration}, {names}, seed {seed}")
     print(f"Drew {len(pictures)} of {count} lesion(s).")
     print(path)
-
-
-def _always(section: Section) -> Section:
-    return dataclasses.replace(
-        section, probability_tumor_free=1.0, probability_tumor_bearing=1.0, untouched_share=0.0
-    )  # fmt: skip
 
 
 def _synthesizer(
@@ -134,17 +127,17 @@ def _plant(
     after, label_after = patch.image.copy(), patch.label.copy()
     after[patch.inner], label_after[patch.inner] = image[0, 0].numpy(), label[0, 0].numpy()
     before_hu, after_hu = (synthesizer.intensity.to_hu(torch.from_numpy(z)).numpy() for z in (patch.image, after))
-    places = [
-        Place(
-            center=[at + part.start for at, part in zip(lesion.center, patch.inner)],
-            diameter_mm=lesion.diameter_mm,
-            name=f"{patch.case}, {synthesizer.section.targets[lesion.target].name}",
+    aims = [
+        Aim(
+            center=[at + part.start for at, part in zip(lesion.site.center, patch.inner)],
+            diameter_mm=lesion.site.diameter_mm,
+            name=f"{patch.case}, {synthesizer.section.targets[lesion.site.target].name}",
         )
         for lesion in lesions
         if lesion.change.kept
     ]
     change = BeforeAfter(before_hu, after_hu, patch.label, label_after)
-    pictures = pictures_of(change, places, synthesizer.spacing_mm)
+    pictures = pictures_of(change, aims, synthesizer.spacing_mm)
     if patch.direction is None:
         return pictures
     return [picture.upright(patch.direction, transpose_forward) for picture in pictures]

@@ -15,7 +15,7 @@ from nnunetv2_freetumor.files.cases import ENDINGS, case_name
 from nnunetv2_freetumor.files.synthetic_names import is_synthetic
 from nnunetv2_freetumor.offline import one_case
 from nnunetv2_freetumor.offline.case import Source
-from nnunetv2_freetumor.plan import SECTION, Section, Target, check_origin, read_section
+from nnunetv2_freetumor.plan import SECTION, Section, Target, always_planting, check_origin, read_section
 from nnunetv2_freetumor.planning import section as planning
 from nnunetv2_freetumor.training.synthetic_splits import Splits, read_splits
 
@@ -152,19 +152,5 @@ def _label_names(target: Target) -> dict[str, int]:
 
 def planting_section(section: Section, seed: int) -> Section:
     """Make a section of one that is meant for training: every draw is to plant one lesion, from this seed."""
-    targets = tuple(
-        dataclasses.replace(target, prior=dataclasses.replace(target.prior, lesions_per_patch=(1.0,)))
-        for target in section.targets
-    )
-    return dataclasses.replace(
-        section,
-        targets=targets,
-        seed=seed,
-        fingerprint={},
-        generator="auto",  # what was chosen stands beside the section
-        judge="off",
-        probability_tumor_free=1.0,
-        probability_tumor_bearing=1.0,
-        untouched_share=0.0,
-        tumor_free_patches_only=False,
-    )
+    alone = dataclasses.replace(section, seed=seed, fingerprint={}, generator="auto", judge="off")
+    return always_planting(alone, lesions=1)  # which generator was chosen is recorded beside the section

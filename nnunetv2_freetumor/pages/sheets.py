@@ -16,7 +16,7 @@ from matplotlib.patheffects import Normal, Stroke
 from scipy.optimize import linear_sum_assignment
 
 from nnunetv2_freetumor.files.cases import replacing
-from nnunetv2_freetumor.synthesis.planted import BeforeAfter, Place, measure_planted
+from nnunetv2_freetumor.synthesis.planted import Aim, BeforeAfter, measure_planted
 
 ANATOMICAL_PLANES = ("axial", "coronal", "sagittal")
 ARRAY_PLANES = ("across axis 1", "across axis 2", "across axis 3")
@@ -91,7 +91,7 @@ def lesion_sheet(pictures: Sequence[Picture], path: str | Path, title: str = "")
     save_figure(figure, path)
 
 
-def pictures_of(change: BeforeAfter, places: Sequence[Place], spacing_mm: Sequence[float]) -> list[Picture]:
+def pictures_of(change: BeforeAfter, aims: Sequence[Aim], spacing_mm: Sequence[float]) -> list[Picture]:
     """Measure the lesions planted into one volume and make a picture of each."""
     return [
         Picture(
@@ -104,7 +104,7 @@ def pictures_of(change: BeforeAfter, places: Sequence[Place], spacing_mm: Sequen
             host_hu=lesion.host_hu,
             caption=f"{lesion.name}   {lesion.diameter_mm:.1f} mm   {lesion.contrast_hu:+.0f} HU",
         )
-        for lesion in measure_planted(change, places, spacing_mm)
+        for lesion in measure_planted(change, aims, spacing_mm)
     ]
 
 

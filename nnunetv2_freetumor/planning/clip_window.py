@@ -35,7 +35,7 @@ class Window(NamedTuple):
 
 
 def window_problem(section: Section, plans: dict[str, Any]) -> str | None:
-    """Say which lesions would be clipped; None where all fit."""
+    """Describe the lesions that would be clipped; None if all fit."""
     low_hu, high_hu = clipped_at(plans)
     for target in section.targets:
         need = _needed(target, section, margin_sd=1.0)
@@ -50,7 +50,7 @@ def window_problem(section: Section, plans: dict[str, Any]) -> str | None:
 
 
 def widen(plans: dict[str, Any], section: Section) -> dict[str, Any]:
-    """Give plans whose window holds every target with room for noise; what nnU-Net had planned is kept beside it."""
+    """Return plans whose window holds every target with room for noise; what nnU-Net had planned is kept beside it."""
     needs = [need for target in section.targets if (need := _needed(target, section, _MARGIN_SD))]
     window = clipped_at(plans)
     low_hu = min(window.low_hu, *(math.floor(need.low_hu) for need in needs))
@@ -85,7 +85,7 @@ def preprocess_command(plans: dict[str, Any], configurations: list[str]) -> str:
 
 
 def stale_data(plans: dict[str, Any], folder: Path) -> str | None:
-    """Say which preprocessed data are older than the widened window; None where there are none."""
+    """Describe the preprocessed data that are older than the widened window; None if there are none."""
     widened_at = plans.get(ORIGINAL, {}).get("widened_at", 0.0)
     folders = _data_folders(plans, folder)
     stale = [
@@ -96,7 +96,7 @@ def stale_data(plans: dict[str, Any], folder: Path) -> str | None:
     if not stale:
         return None
     return (
-        f"The preprocessed data of {', '.join(stale)} are older than the widened clip window. Preprocess anew:\n"
+        f"The preprocessed data of {', '.join(stale)} are older than the widened clip window. Preprocess again:\n"
         f"{preprocess_command(plans, stale)}"
     )
 

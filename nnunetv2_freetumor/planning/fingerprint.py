@@ -1,4 +1,4 @@
-"""The tumor fingerprint of a dataset: measure the training cases, summarize, and keep the result beside the plans."""
+"""The tumor fingerprint of a dataset: measure the training cases, summarize_tumors, and keep the result beside the plans."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from nnunetv2_freetumor.plan import Target, to_json
 from nnunetv2_freetumor.planning.measurement import CaseMeasurement, Host, Tumor, measure_case
 from nnunetv2_freetumor.planning.roles import read_labels
 
-FILE = "freetumor_fingerprint.json"
+FINGERPRINT_FILE = "freetumor_fingerprint.json"
 _VERSION = 2  # of the measurement: part of the stamp, so that a change measures anew
 
 
@@ -50,7 +50,7 @@ def measure_dataset(
 ) -> dict[str, Any]:
     """Measure all training cases, or read what was measured before on the same files.
 
-    Returns the fingerprint of `summarize`, JSON types only.
+    Returns the fingerprint of `summarize_tumors`, JSON types only.
 
     Raises:
         ValueError: a file is missing or unreadable, image and label differ in size or spacing, a voxel is NaN or
@@ -64,12 +64,12 @@ def measure_dataset(
     for warning in filter(None, (note.warning for note in notes)):
         print(f"Warning: {warning}", flush=True)
     measured = {files.case: note.measurement for files, note in zip(cases, notes)}
-    fingerprint = summarize(measured, dataset_json["labels"], targets)
+    fingerprint = summarize_tumors(measured, dataset_json["labels"], targets)
     write_json({"stamp": stamp, "fingerprint": fingerprint}, cache)
     return fingerprint
 
 
-def summarize(
+def summarize_tumors(
     measured: dict[str, CaseMeasurement], labels: dict[str, Any], targets: tuple[Target, ...]
 ) -> dict[str, Any]:
     """Summarize the cases: labels that occur nowhere, and each target's host and tumors.
@@ -107,7 +107,7 @@ def _host_is_absent(labels: dict[str, Any], target: Target, count: int) -> str:
         return (
             f"No connected tissue of {target.host_hu[0]:g} to {target.host_hu[1]:g} HU inside the body was found in "
             f"any of the {count} training cases, so there is no host for '{target.name}'. Are the images CT in HU? "
-            "A label for the organ can take its place."
+            "Or use a label for the organ instead."
         )
     names = ", ".join(f"'{label.name}'" for label in read_labels(labels) if label.values & set(target.host_labels))
     return (
@@ -206,9 +206,7 @@ def _compare_places(case: CaseFiles, image: dict[str, Any], label: dict[str, Any
     for reader in ("sitk_stuff", "nibabel_stuff"):
         for name, value in image.get(reader, {}).items():
             if not np.allclose(value, label[reader][name], atol=1e-2):
-                return (
-                    f"{case.images[0]} and {case.label} differ in {name}; like nnU-Net, voxel is compared with voxel."
-                )
+                return f"{case.images[0]} and {case.label} differ in {name}; they are compared voxel by voxel, as nnU-Net does."
     return None
 
 

@@ -16,7 +16,7 @@ from nnunetv2_freetumor.plan import Target
 from nnunetv2_freetumor.synthesis.hosts import host_mask
 from nnunetv2_freetumor.synthesis.texture import SOFT_TISSUE_HU
 
-MIN_VOXELS = 10
+MIN_TUMOR_VOXELS = 10
 MIN_DIAMETER_MM = 3.0
 WIDTH_10_90 = 2 * math.log(9)  # 10-90 % width of a logistic ramp in units of its scale
 _RING_MM = (2.0, 12.0)
@@ -104,7 +104,7 @@ def _measure_tumors(
     tumors = []
     for index in range(1, len(statistics["voxel_counts"])):
         diameter_mm = (6 / math.pi * statistics["voxel_counts"][index] * math.prod(spacing_mm)) ** (1 / 3)
-        if statistics["voxel_counts"][index] < MIN_VOXELS or diameter_mm < MIN_DIAMETER_MM:
+        if statistics["voxel_counts"][index] < MIN_TUMOR_VOXELS or diameter_mm < MIN_DIAMETER_MM:
             continue
         box = _grow(statistics["bounding_boxes"][index], spacing_mm, hu.shape)
         tumors.append(_measure_tumor(hu[box], components[box] == index, host[box], np.array(spacing_mm), diameter_mm))
@@ -228,5 +228,5 @@ def blur_inside(hu: np.ndarray, region: np.ndarray, sigma: Any) -> np.ndarray:
 
 
 def robust_sd(values: np.ndarray) -> float:
-    """Give 1.4826 times the median absolute deviation: the standard deviation of normal values."""
+    """Compute 1.4826 times the median absolute deviation: the standard deviation of normal values."""
     return float(1.4826 * np.median(np.abs(values - np.median(values))))

@@ -45,6 +45,6 @@ def _describe_target(target: Target, section: Section, names: dict[str, frozense
 
 
 def _name_labels(values: tuple[int, ...], names: dict[str, frozenset[int]]) -> str:
-    """Name each label by the smallest entry of dataset.json that holds it."""
+    """Find for each label the smallest entry of dataset.json that holds it."""
     found = {value: min((n for n in names if value in names[n]), key=lambda n: len(names[n])) for value in values}
     return ", ".join(f"{name} ({value})" for value, name in found.items())

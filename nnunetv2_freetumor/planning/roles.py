@@ -1,4 +1,4 @@
-"""Tell from label names which label is an organ and which its tumor, by one table of words.
+"""Read from label names which label is an organ and which is its tumor, by one table of words.
 
 A label with a lesion's word is a lesion; one with an organ's word and no other is that organ. A lesion that names an
 organ belongs to it, one that does not belongs to every supported organ of the dataset: FLARE's 'tumor' beside 13 organs
@@ -13,18 +13,18 @@ from nnunetv2_freetumor import priors
 ROLES = "freetumor_roles"  # key in the plans: roles that the user has written
 LUNG_HU = (-950.0, -500.0)  # aerated lung; trachea and bowel gas lie near -1000 HU
 
-HOSTS = {
+ORGAN_WORDS = {
     "liver": {"liver", "hepatic", "hepar", "hcc"},
     "pancreas": {"pancreas", "pancreatic", "pdac"},
     "kidney": {"kidney", "renal", "rcc"},
     "lung": {"lung", "pulmonary", "nsclc"},
 }
 COVID = {"covid", "coronavirus", "infection", "infected", "pneumonia", "ggo", "glass", "opacity", "consolidation"}
-TUMORS = {
+TUMOR_WORDS = {
     *("tumor", "tumour", "cancer", "carcinoma", "adenocarcinoma", "metastasis", "met", "malignancy", "neoplasm"),
     *("gtv", "gtvp", "hcc", "pdac", "rcc", "nsclc"),
 }
-LESIONS = TUMORS | COVID | {"lesion", "nodule", "mass", "cyst"}
+LESION_WORDS = TUMOR_WORDS | COVID | {"lesion", "nodule", "mass", "cyst"}
 NO_TARGET = {"cyst", "benign"}  # lesions to keep away from, never tumors to plant
 ELSEWHERE = {  # parts of the body that are no host, though their name may hold an organ's: 'hepatic vessel'
     *("vessel", "vein", "artery", "portal", "duct", "pelvis", "ureter", "airway", "trachea", "bronchus", "fissure"),
@@ -33,7 +33,7 @@ ELSEWHERE = {  # parts of the body that are no host, though their name may hold 
     *("uterus", "ovary", "breast", "thyroid", "brain", "head", "neck", "bone", "rib", "vertebra", "skin", "lymph"),
     *("node", "heart", "aorta", "pleura", "pleural", "muscle", "flexure"),
 }
-CHEST = HOSTS["lung"] | COVID | {"chest", "thorax", "thoracic", "lidc", "luna", "nlst"}
+CHEST = ORGAN_WORDS["lung"] | COVID | {"chest", "thorax", "thoracic", "lidc", "luna", "nlst"}
 SIDES = ("left", "right")
 _SINGULAR = {"metastases": "metastasis", "masses": "mass", "bronchi": "bronchus", "glasses": "glass"}
 
@@ -108,9 +108,9 @@ def _singular(word: str) -> str:
 
 
 def _is_lesion(label: Label) -> bool:
-    """Tell lesions from the rest; KiTS' region 'kidney and masses' is named after its organ first."""
-    around = "and" in label.words and any(label.words & names for names in HOSTS.values())
-    return bool(label.words & LESIONS) and not around
+    """Check whether a label is a lesion; KiTS' region 'kidney and masses' is named after its organ first."""
+    around = "and" in label.words and any(label.words & names for names in ORGAN_WORDS.values())
+    return bool(label.words & LESION_WORDS) and not around
 
 
 def _values(labels: list[Label]) -> frozenset[int]:
@@ -119,7 +119,9 @@ def _values(labels: list[Label]) -> frozenset[int]:
 
 def _find_host(labels: list[Label], lesions: list[Label], host: str, side: str = "") -> tuple[int, ...]:
     """Collect an organ's labels, on one side where that is named, less the lesions that its region may include."""
-    organ = [item for item in labels if item not in lesions and item.words & HOSTS[host] and not item.words & ELSEWHERE]
+    organ = [
+        item for item in labels if item not in lesions and item.words & ORGAN_WORDS[host] and not item.words & ELSEWHERE
+    ]
     on_side = [label for label in organ if side in label.words]
     return tuple(sorted(_values(on_side or organ) - _values(lesions)))
 
@@ -128,7 +130,7 @@ def _candidates(
     labels: list[Label], lesions: list[Label], dataset_name: str
 ) -> dict[tuple[str, str, str], list[Label]]:
     """Group the lesion labels that may be a target by host, prior and, where the name tells it, side of the body."""
-    present = [host for host in HOSTS if _find_host(labels, lesions, host)]
+    present = [host for host in ORGAN_WORDS if _find_host(labels, lesions, host)]
     groups: dict[tuple[str, str, str], list[Label]] = {}
     for label in lesions:
         if label.words & (NO_TARGET | ELSEWHERE):
@@ -143,7 +145,7 @@ def _hosts_of(label: Label, present: list[str], dataset_name: str) -> list[str]:
     """List the hosts of a lesion label; the lung needs no label, for its air shows where it is."""
     if label.words & COVID:
         return ["lung"]
-    if named := [host for host, names in HOSTS.items() if label.words & names]:
+    if named := [host for host, names in ORGAN_WORDS.items() if label.words & names]:
         return [host for host in named if host in [*present, "lung"]]
     if not present and split_words(dataset_name) & CHEST:
         return ["lung"]
@@ -152,14 +154,14 @@ def _hosts_of(label: Label, present: list[str], dataset_name: str) -> list[str]:
 
 def _prior_name(label: Label, host: str, dataset_name: str) -> str:
     covid = label.words & COVID or split_words(dataset_name) & COVID
-    return "covid19" if host == "lung" and covid and not label.words & TUMORS else host
+    return "covid19" if host == "lung" and covid and not label.words & TUMOR_WORDS else host
 
 
 def _choose(candidates: list[Label], host: str, labels: list[Label]) -> int:
     """Choose the tumor label: one that names the organ, then one that says tumor, then the innermost region."""
     for better in (
-        lambda label, _: label.words & HOSTS[host],
-        lambda label, _: label.words & TUMORS,
+        lambda label, _: label.words & ORGAN_WORDS[host],
+        lambda label, _: label.words & TUMOR_WORDS,
         lambda label, _: "consolidation" not in label.words,
         lambda label, others: not any(other.values < label.values for other in others),
     ):
@@ -167,7 +169,7 @@ def _choose(candidates: list[Label], host: str, labels: list[Label]) -> int:
     values = _values(candidates)
     if len(values) > 1:
         named = " or ".join(f"'{label.name}'" for label in candidates)
-        raise ValueError(_explain(f"Which label is the tumor of the {host} ({named}) cannot be told", labels))
+        raise ValueError(_explain(f"Which label is the tumor of the {host} ({named}) is unclear", labels))
     return min(values)
 
 
@@ -189,7 +191,7 @@ def _read_given(labels: list[Label], lesions: list[Label], given: list[Any]) -> 
         others = [label for label in lesions if label.name not in hosts]
         host -= tumor | _values(others)
         if len(tumor) != 1 or not (host or (item["prior"] in ("lung", "covid19") and not hosts)):
-            raise ValueError(_explain(f"The plans' {ROLES} need a tumor of one label and a host beside it", labels))
+            raise ValueError(_explain(f"The plans' {ROLES} need a tumor of one label and a host", labels))
         role = _role(item["prior"], "", min(tumor), tuple(sorted(host)), others)
         repeated = sum(role.prior_name == other.prior_name for other in roles)
         roles.append(role._replace(name=f"{role.name} {repeated + 1}" if repeated else role.name))
@@ -206,8 +208,8 @@ def _named(labels: list[Label], names: list[str]) -> frozenset[int]:
 def _explain(problem: str, labels: list[Label]) -> str:
     names = ", ".join(f"'{label.name}'" for label in labels)
     return (
-        f"{problem}. The labels are {names}. Say which is which by a line like this at the top level of the plans file "
+        f"{problem}. The labels are {names}. Assign them with a line like this at the top level of the plans file "
         f"(nnUNetPlans.json), one entry for each pair:\n"
         f'  "{ROLES}": [{{"prior": "liver", "host": ["LIVER LABEL"], "tumor": "TUMOR LABEL"}}],\n'
-        f"with a prior of {', '.join(priors.names())}; the lung may go without 'host'."
+        f"with a prior of {', '.join(priors.names())}; 'host' may be omitted for the lung."
     )

@@ -36,7 +36,7 @@ def plan_command(dataset: str, plans_name: str = "nnUNetPlans", widen: bool = Fa
     if problem and done and not widen:
         commands = clip_window.repair_commands(plans, done)
         raise ValueError(
-            f"{problem} The data are already preprocessed, so widen the window and do that again:\n{commands}"
+            f"{problem} The data are already preprocessed, so widen the window and preprocess again:\n{commands}"
         )
     replaced = SECTION in plans
     if problem:
@@ -68,7 +68,7 @@ def section_for_training(plans: dict[str, Any], dataset_json: dict[str, Any]) ->
     done = clip_window.preprocessed_configurations(plans, folder)
     if problem := clip_window.window_problem(section, plans):
         commands = clip_window.repair_commands(plans, done)
-        raise ValueError(f"{problem} Widen the window and preprocess anew:\n{commands}")
+        raise ValueError(f"{problem} Widen the window and preprocess again:\n{commands}")
     if stale := clip_window.stale_data(plans, folder):
         raise ValueError(stale)
     return section
@@ -79,13 +79,13 @@ def derive_section(plans: dict[str, Any], dataset_json: dict[str, Any]) -> Secti
     raw = raw_folder(plans)
     if not raw.is_dir():
         raise ValueError(
-            f"{raw} is not there, and real tumors are measured on the raw CT. Run "
+            f"{raw} does not exist, and real tumors are measured on the raw CT. Run "
             f"'nnUNetv2_freetumor plan -d {plans['dataset_name']} -p {plans['plans_name']}' where the raw data are, "
             "and copy the plans file."
         )
     found = roles.resolve(dataset_json, plans["dataset_name"], plans.get(roles.ROLES))
     targets = tuple(_target(role) for role in found)
-    cache = _environment_folder("nnUNet_preprocessed") / plans["dataset_name"] / fingerprint.FILE
+    cache = _environment_folder("nnUNet_preprocessed") / plans["dataset_name"] / fingerprint.FINGERPRINT_FILE
     measured = fingerprint.measure_dataset(raw, copy.deepcopy(dataset_json), targets, cache)
     return Section(
         targets=tuple(with_measurements(t, measured["targets"][t.name], measured["cases"]) for t in targets),
@@ -121,7 +121,7 @@ def check_configuration(plans: dict[str, Any], name: str, dataset_json: dict[str
     elif schemes[0] != "CTNormalization":
         problem = (
             f"'{name}' normalizes by {schemes[0]}, and tumors are planted in HU: for CT images name the channel 'CT' "
-            "in dataset.json and plan anew; other modalities are not supported"
+            "in dataset.json and plan again; other modalities are not supported"
         )
     elif len(configuration.patch_size) == 2:
         problem = f"configuration '{name}' is 2d, and tumors are planted in 3d: train '3d_fullres' or '3d_lowres'"
@@ -132,7 +132,7 @@ def check_configuration(plans: dict[str, Any], name: str, dataset_json: dict[str
     raise ValueError(f"FreeTumor cannot train here: {problem}. nnU-Net's own trainers work as before.")
 
 
-def check_dataset(dataset: str, plans_name: str = "nnUNetPlans") -> list[str]:
+def dataset_problems(dataset: str, plans_name: str = "nnUNetPlans") -> list[str]:
     """List what would stop training with this dataset, without measuring anything."""
     folder, plans, dataset_json = load_plans(dataset, plans_name)
     problems = []
@@ -150,7 +150,7 @@ def check_dataset(dataset: str, plans_name: str = "nnUNetPlans") -> list[str]:
             roles.resolve(dataset_json, plans["dataset_name"], plans.get(roles.ROLES))
             problems.append(
                 f"{plans_name}.json has no freetumor section, so the clip window was not checked. Run "
-                f"'nnUNetv2_freetumor plan -d {dataset} -p {plans_name}'; otherwise training derives it at its start."
+                f"'nnUNetv2_freetumor plan -d {dataset} -p {plans_name}'; otherwise training derives it when it starts."
             )
     except ValueError as error:
         problems.append(str(error))
@@ -161,10 +161,10 @@ def check_dataset(dataset: str, plans_name: str = "nnUNetPlans") -> list[str]:
 def _explain_widening(problem: str, plans: dict[str, Any], folder: Path, done: list[str]) -> str:
     lines = [
         problem,
-        f"Widened it to {clip_window.clipped_at(plans)}; nnU-Net's own values stand under '{clip_window.ORIGINAL}'.",
+        f"Widened it to {clip_window.clipped_at(plans)}; nnU-Net's own values are kept under '{clip_window.ORIGINAL}'.",
     ]
     if done:
-        lines.append(f"Preprocess anew:\n{clip_window.preprocess_command(plans, done)}")
+        lines.append(f"Preprocess again:\n{clip_window.preprocess_command(plans, done)}")
     return "\n".join(lines + [_shared(other, plans) for other in clip_window.plans_with_other_window(plans, folder)])
 
 
@@ -199,7 +199,7 @@ def load_plans(dataset: str, plans_name: str) -> tuple[Path, dict[str, Any], dic
         if not file.is_file():
             known = [path.stem for path in sorted(folder.glob("*Plans*.json"))]
             raise ValueError(
-                f"{file} is not there{'; other plans: ' + ', '.join(known) if known else ''}. Run "
+                f"{file} does not exist{'; other plans: ' + ', '.join(known) if known else ''}. Run "
                 f"'nnUNetv2_plan_and_preprocess -d {dataset} --no_pp' first, then this command, then "
                 f"'nnUNetv2_preprocess -d {dataset} -plans_name {plans_name}'."
             )
@@ -211,7 +211,7 @@ def load_plans(dataset: str, plans_name: str) -> tuple[Path, dict[str, Any], dic
 
 
 def raw_folder(plans: dict[str, Any]) -> Path:
-    """Name the folder of the plans' raw dataset."""
+    """Return the folder of the plans' raw dataset."""
     return _environment_folder("nnUNet_raw") / plans["dataset_name"]
 
 

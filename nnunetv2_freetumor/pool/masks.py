@@ -54,9 +54,9 @@ class PoolLabels(NamedTuple):
         if exact:
             return self.named(name)
         words = roles.split_words(name)
-        if words & roles.LESIONS:
+        if words & roles.LESION_WORDS:
             return min(self.lesions)
-        for organ in roles.HOSTS.values():
+        for organ in roles.ORGAN_WORDS.values():
             found = [label for label in self.labels if self._is_organ(label, organ, words)]
             if words & organ and not words & roles.ELSEWHERE and len(found) == 1:
                 return self.named(found[0].name)

@@ -9,6 +9,14 @@ from torch import Tensor
 from nnunetv2_freetumor.intensity import Intensity
 
 
+class Where(NamedTuple):
+    """The voxels that a lesion may change."""
+
+    lesion: Bool[Tensor, "x y z"]  # in the label
+    support: Bool[Tensor, "x y z"]  # in the image
+    keep: Bool[Tensor, ""]  # false: every voxel keeps its bits
+
+
 class Change(NamedTuple):
     """What composing a lesion did; tensors, so that nothing is read back from the device."""
 
@@ -22,23 +30,20 @@ def compose(
     image: Float[Tensor, "x y z"],
     label: Int[Tensor, "x y z"],
     contrast_hu: Float[Tensor, "x y z"],
-    lesion: Bool[Tensor, "x y z"],
-    support: Bool[Tensor, "x y z"],
-    keep: Bool[Tensor, ""],
+    where: Where,
     tumor_label: int,
     intensity: Intensity,
 ) -> Change:
     """Write a lesion into views of image (z-scores) and label, in place.
 
-    Only `support` may change in the image and `lesion` in the label; where `keep` is false every voxel keeps its bits.
     The result is clipped to the HU range that preprocessing clipped to.
     """
     hu = intensity.to_hu(image) + contrast_hu
-    changed = support & keep
+    changed = where.support & where.keep
     image.copy_(torch.where(changed, intensity.to_z(hu).to(image.dtype), image))
-    marked = lesion & keep
+    marked = where.lesion & where.keep
     label.copy_(torch.where(marked, tumor_label, label))
     beyond = (hu < intensity.low_hu) | (hu > intensity.high_hu)
     voxels = marked.sum()
     mean = torch.where(marked, contrast_hu, 0.0).sum() / voxels.clamp_min(1)
-    return Change(keep & (voxels > 0), voxels, (marked & beyond).sum(), mean)
+    return Change(where.keep & (voxels > 0), voxels, (marked & beyond).sum(), mean)

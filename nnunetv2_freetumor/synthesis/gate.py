@@ -6,18 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nnunetv2_freetumor.synthesis.volume import Box
-
-
-class Finding(NamedTuple):
-    """A synthetic lesion that the judge is asked about."""
-
-    sample: int
-    target: int
-    center: list[float]  # voxels
-    diameter_mm: float
-    box: Box
-    lesion: Bool[Tensor, "x y z"]  # its voxels inside the box
+from nnunetv2_freetumor.synthesis.proposals import Proposal
 
 
 class Verdict(NamedTuple):
@@ -32,7 +21,7 @@ class Verdict(NamedTuple):
 class Gate(Protocol):
     """The quality test as `synthesis` sees it."""
 
-    def __call__(self, image: Float[Tensor, "b 1 x y z"], findings: list[Finding]) -> list[Verdict]:
+    def __call__(self, image: Float[Tensor, "b 1 x y z"], proposals: list[Proposal]) -> list[Verdict]:
         """Judge lesions that were planted into these z-scores."""
         ...
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from nnunetv2_freetumor.plan import Section, Target
 from nnunetv2_freetumor.synthesis import hosts, shapes
-from nnunetv2_freetumor.synthesis.draws import Blueprint, Draw, probability
+from nnunetv2_freetumor.synthesis.draws import Blueprint, CenterDraw, Draw, probability
 from nnunetv2_freetumor.synthesis.volume import Spacing
 
 MAX_CUT = 0.2  # share of a lesion's volume that the host may cut off
@@ -24,13 +24,19 @@ _APART_MM = 2.0  # between two synthetic lesions
 _CELLS = 8192
 
 
+class Samples(NamedTuple):
+    """What the samples of a batch show, and which of them are to get lesions."""
+
+    host: Bool[Tensor, "b"]
+    tumor_free: Bool[Tensor, "b"]  # no real tumor or cyst
+    eligible: Bool[Tensor, "b"]
+    chosen: Bool[Tensor, "b"]  # by the draw
+
+
 class Placement(NamedTuple):
     """Where a batch's lesions go, on the device."""
 
-    host: Bool[Tensor, "b"]  # the sample shows a host
-    tumor_free: Bool[Tensor, "b"]  # the sample shows no real tumor or cyst
-    eligible: Bool[Tensor, "b"]
-    chosen: Bool[Tensor, "b"]  # the draw decided to plant here
+    samples: Samples
     target: Int[Tensor, "b"]
     center: Float[Tensor, "b l 3"]  # voxels
     placed: Bool[Tensor, "b l"]
@@ -45,8 +51,7 @@ class _Scene(NamedTuple):
     spacing_mm: Spacing
     clearance_mm: float
     real: "_Cells"
-    rank: Float[Tensor, "b l k"]
-    jitter: Float[Tensor, "b l 3"]
+    center: CenterDraw
 
 
 class _Wanted(NamedTuple):
@@ -72,28 +77,29 @@ def place(
     draw: Draw,
     blueprints: list[list[list[Blueprint]]],
 ) -> Placement:
-    """Choose samples, targets and centers for the lesions designed by `plan_sample` (by sample, target, lesion)."""
+    """Choose samples, targets and centers for the lesions of `blueprints_of` (by sample, target, lesion)."""
     real = hosts.has_label(label, tuple({value for target in section.targets for value in target.lesion_labels}))
     tumor_free = ~real.flatten(1).any(1)
-    decide, rank, jitter = (part.to(hu.device, non_blocking=True) for part in (draw.decide, draw.rank, draw.jitter))
-    scene = _Scene(hu, label, spacing_mm, section.clearance_mm, _lesion_cells(real), rank, jitter)
+    plant, pick = (part.to(hu.device, non_blocking=True) for part in draw.decision[:2])
+    center = CenterDraw(*(part.to(hu.device, non_blocking=True) for part in draw.center))
+    scene = _Scene(hu, label, spacing_mm, section.clearance_mm, _lesion_cells(real), center)
     organs = [hosts.host_mask(target, hu, label, spacing_mm) for target in section.targets]
     usable = torch.stack([_is_large_enough(*pair, spacing_mm) for pair in zip(section.targets, organs)], 1)
     found = [
         _place_target(target, host, scene, [sample[index] for sample in blueprints])
         for index, (target, host) in enumerate(zip(section.targets, organs))
     ]
-    pick, rows = _pick(usable, decide[:, 1]), torch.arange(len(hu), device=hu.device)
+    index, rows = _pick(usable, pick), torch.arange(len(hu), device=hu.device)
     eligible = usable.any(1) & (tumor_free | (not section.tumor_free_patches_only))
     chance = torch.where(tumor_free, probability(section, True), probability(section, False))
-    chosen = eligible & (decide[:, 0] < chance)
-    placed = torch.stack([one.placed for one in found], 1)[rows, pick] & chosen[:, None]
-    center = torch.stack([one.center for one in found], 1)[rows, pick]
-    return Placement(usable.any(1), tumor_free, eligible, chosen, pick, center, placed, organs)
+    chosen = eligible & (plant < chance)
+    placed = torch.stack([one.placed for one in found], 1)[rows, index] & chosen[:, None]
+    centers = torch.stack([one.center for one in found], 1)[rows, index]
+    return Placement(Samples(usable.any(1), tumor_free, eligible, chosen), index, centers, placed, organs)
 
 
 def _is_large_enough(target: Target, host: Bool[Tensor, "b 1 x y z"], spacing_mm: Spacing) -> Bool[Tensor, "b"]:
-    """Tell which samples show at least as much host as the smallest lesion takes."""
+    """Find the samples that show at least as much host as the smallest lesion takes."""
     smallest_mm = min(size.min_mm for size in target.prior.sizes if size.weight > 0)
     return host.flatten(1).sum(1) * math.prod(spacing_mm) >= math.pi / 6 * smallest_mm**3
 
@@ -130,28 +136,29 @@ def _clearance_mm(cells: _Cells, centers: Float[Tensor, "b n 3"], spacing_mm: Sp
 
 
 def _place_target(
-    target: Target, host: Bool[Tensor, "b 1 x y z"], scene: _Scene, plans: list[list[Blueprint]]
+    target: Target, host: Bool[Tensor, "b 1 x y z"], scene: _Scene, blueprints: list[list[Blueprint]]
 ) -> _Found:
     """Find a center for each lesion of one target; the first candidate that fits, none where none does."""
-    wanted = _tabulate(plans, scene.rank.shape[1], host.device)
+    candidate, jitter = scene.center
+    wanted = _tabulate(blueprints, candidate.shape[1], host.device)
     seeds = hosts.shell(host, _SHELL_MM, scene.spacing_mm) if target.prior.subpleural else host
-    centers = _host_voxels(seeds, scene.rank) + scene.jitter[:, :, None] - 0.5
+    centers = _host_voxels(seeds, candidate) + jitter[:, :, None] - 0.5
     fits = _has_room(
         _allowed(target, host, scene), centers, wanted.points_mm, scene.spacing_mm, target.prior.subpleural
     )
-    gap = _clearance_mm(scene.real, centers.flatten(1, 2), scene.spacing_mm).reshape(scene.rank.shape)
+    gap = _clearance_mm(scene.real, centers.flatten(1, 2), scene.spacing_mm).reshape(candidate.shape)
     fits &= gap >= scene.clearance_mm + wanted.radius_mm[:, :, None]
     fits &= wanted.lesion[:, :, None] & seeds.flatten(1).any(1)[:, None, None]
     return _choose(centers, fits, wanted.radius_mm, scene.spacing_mm)
 
 
-def _tabulate(plans: list[list[Blueprint]], most: int, device: torch.device) -> _Wanted:
-    lesion = torch.zeros(len(plans), most, dtype=torch.bool)
-    radius = torch.zeros(len(plans), most)
-    points = torch.zeros(len(plans), most, shapes.INTERIOR_POINTS, 3)
-    for i, sample in enumerate(plans):
-        for j, plan in enumerate(sample):
-            lesion[i, j], radius[i, j], points[i, j] = True, plan.body.radius_mm, plan.body.interior_mm
+def _tabulate(blueprints: list[list[Blueprint]], most: int, device: torch.device) -> _Wanted:
+    lesion = torch.zeros(len(blueprints), most, dtype=torch.bool)
+    radius = torch.zeros(len(blueprints), most)
+    points = torch.zeros(len(blueprints), most, shapes.INTERIOR_POINTS, 3)
+    for i, sample in enumerate(blueprints):
+        for j, (_, body) in enumerate(sample):
+            lesion[i, j], radius[i, j], points[i, j] = True, body.radius_mm, body.interior_mm
     return _Wanted(*(part.to(device, non_blocking=True) for part in (lesion, radius, points)))
 
 
@@ -162,11 +169,11 @@ def _allowed(target: Target, host: Bool[Tensor, "b 1 x y z"], scene: _Scene) -> 
     return host | (hosts.fat_mask(scene.hu, scene.label) & near)
 
 
-def _host_voxels(host: Bool[Tensor, "b 1 x y z"], rank: Float[Tensor, "b l k"]) -> Float[Tensor, "b l k 3"]:
-    """Pick host voxels uniformly: the rank's place among them, without reading how many there are."""
+def _host_voxels(host: Bool[Tensor, "b 1 x y z"], candidate: Float[Tensor, "b l k"]) -> Float[Tensor, "b l k 3"]:
+    """Pick host voxels uniformly: a candidate is a share of their number, which is not read."""
     count = host.flatten(1).cumsum(1, dtype=torch.int32)
-    wanted = (rank.flatten(1) * count[:, -1:]).floor().to(torch.int32) + 1
-    flat = torch.searchsorted(count, wanted).clamp_max(count.shape[1] - 1).reshape(rank.shape)
+    wanted = (candidate.flatten(1) * count[:, -1:]).floor().to(torch.int32) + 1
+    flat = torch.searchsorted(count, wanted).clamp_max(count.shape[1] - 1).reshape(candidate.shape)
     _, _, _, y, z = host.shape
     return torch.stack([flat // (y * z), flat // z % y, flat % z], -1).float()
 
@@ -178,7 +185,7 @@ def _has_room(
     spacing_mm: Spacing,
     anywhere: bool,
 ) -> Bool[Tensor, "b l k"]:
-    """Tell which candidates lie far enough inside the patch and, unless `anywhere`, inside what is allowed."""
+    """Find the candidates that lie far enough inside the patch and, unless `anywhere`, inside what is allowed."""
     steps = torch.tensor(spacing_mm, device=centers.device)
     at = (centers[:, :, :, None] + (points_mm / steps)[:, :, None]).round().long()  # b l k p 3
     shape = torch.tensor(allowed.shape[2:], device=at.device)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-NEAR_MM = 10.0  # the host around a lesion that its contrast is measured against
+_NEAR_MM = 10.0  # the host around a lesion that its contrast is measured against
 
 
 class BeforeAfter(NamedTuple):
@@ -24,7 +24,7 @@ class BeforeAfter(NamedTuple):
         return self.label_before != self.label_after
 
 
-class Place(NamedTuple):
+class Aim(NamedTuple):
     """Where a lesion was meant to go, to tell lesions apart; a lesion may consist of several islands."""
 
     center: Sequence[float]  # voxel index
@@ -43,35 +43,35 @@ class Planted(NamedTuple):
 
     @property
     def diameter_mm(self) -> float:
-        """Give the diameter of the sphere of the same volume."""
+        """Return the diameter of the sphere of the same volume."""
         return (6 * self.volume_mm3 / math.pi) ** (1 / 3)
 
 
-def measure_planted(change: BeforeAfter, places: Sequence[Place], spacing_mm: Sequence[float]) -> list[Planted]:
-    """Measure each place's share of the voxels whose label changed, in the order of the places.
+def measure_planted(change: BeforeAfter, aims: Sequence[Aim], spacing_mm: Sequence[float]) -> list[Planted]:
+    """Measure each aim's share of the voxels whose label changed, in the order of the aims.
 
-    A changed voxel belongs to the place that is nearest in units of its diameter; a place without any is left out.
+    A changed voxel belongs to the aim that is nearest in units of its diameter; an aim without any is left out.
     """
     changed = np.argwhere(change.mask)
-    owner = _nearest(changed, places, spacing_mm)
+    owner = _nearest(changed, aims, spacing_mm)
     return [
-        _measure(change, place.name, changed[owner == index], spacing_mm)
-        for index, place in enumerate(places)
+        _measure(change, aim.name, changed[owner == index], spacing_mm)
+        for index, aim in enumerate(aims)
         if (owner == index).any()
     ]
 
 
-def _nearest(voxels: np.ndarray, places: Sequence[Place], spacing_mm: Sequence[float]) -> np.ndarray:
+def _nearest(voxels: np.ndarray, aims: Sequence[Aim], spacing_mm: Sequence[float]) -> np.ndarray:
     nearest, owner = np.full(len(voxels), np.inf), np.full(len(voxels), -1)
-    for index, place in enumerate(places):
-        distance = np.linalg.norm((voxels - np.asarray(place.center)) * spacing_mm, axis=1) / place.diameter_mm
+    for index, aim in enumerate(aims):
+        distance = np.linalg.norm((voxels - np.asarray(aim.center)) * spacing_mm, axis=1) / aim.diameter_mm
         owner[distance < nearest] = index
         nearest = np.minimum(nearest, distance)
     return owner
 
 
 def _measure(change: BeforeAfter, name: str, voxels: np.ndarray, spacing_mm: Sequence[float]) -> Planted:
-    reach = np.ceil(NEAR_MM / np.asarray(spacing_mm)).astype(int)
+    reach = np.ceil(_NEAR_MM / np.asarray(spacing_mm)).astype(int)
     start, stop = np.maximum(voxels.min(0) - reach, 0), voxels.max(0) + reach + 1
     box = tuple(map(slice, start.tolist(), np.minimum(stop, change.before_hu.shape).tolist()))
     mask = np.zeros_like(change.before_hu[box], dtype=bool)
@@ -89,6 +89,6 @@ def _core(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
 
 
 def _host(mask: np.ndarray, label_before: np.ndarray) -> np.ndarray:
-    """Mark the organ around a lesion; a lesion in unlabeled tissue is compared with what was in its own place."""
+    """Mark the host around a lesion; a lesion in unlabeled tissue is compared with what was in its own place."""
     values, counts = np.unique(label_before[mask & (label_before > 0)], return_counts=True)
     return label_before == values[counts.argmax()] if len(values) else mask

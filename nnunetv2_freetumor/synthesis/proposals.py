@@ -1,4 +1,4 @@
-"""Propose lesions: which samples get some, where, of which size and shape; nothing is drawn yet."""
+"""Propose lesions: which samples get some, where, of which size and shape; nothing is rendered yet."""
 
 from typing import NamedTuple
 
@@ -8,24 +8,21 @@ from torch import Tensor
 
 from nnunetv2_freetumor.plan import Section, Target
 from nnunetv2_freetumor.synthesis import patchy, shapes
-from nnunetv2_freetumor.synthesis.draws import Blueprint, Draw, plan_sample
+from nnunetv2_freetumor.synthesis.draws import Blueprint, Draw, blueprints_of
 from nnunetv2_freetumor.synthesis.hosts import fat_mask
 from nnunetv2_freetumor.synthesis.placement import MAX_CUT, Placement, place
-from nnunetv2_freetumor.synthesis.region import Look, Region
-from nnunetv2_freetumor.synthesis.volume import Box, Spacing, box_around, distance_within, offsets_mm, pool
+from nnunetv2_freetumor.synthesis.region import Chances, Look, Region, Site
+from nnunetv2_freetumor.synthesis.shapes import Body
+from nnunetv2_freetumor.synthesis.volume import Box, Spacing, box_around, distance_within, mean_of_subvoxels, offsets_mm
 
 CONTEXT_MM = 12.0  # how much of the host around a lesion its texture looks at
 SUBVOXEL_MM = 1.5
 
 
 class Proposal(NamedTuple):
-    """One lesion that found a place, before it is drawn."""
+    """One lesion that found a place, before it is rendered."""
 
-    sample: int
-    target: int
-    center: list[float]  # voxels
-    diameter_mm: float
-    box: Box
+    site: Site
     region: Region
     look: Look
     lesion: Bool[Tensor, "x y z"]  # its voxels
@@ -42,7 +39,7 @@ class Proposals(NamedTuple):
 class _Spot(NamedTuple):
     sample: int
     target: int
-    lesion: int
+    lesion: int  # of the sample's draw
     center: list[float]
     blueprint: Blueprint
 
@@ -56,11 +53,11 @@ class Proposer:
         self.spacing_mm = spacing_mm
         self.windows_mm = windows_mm
         x, y, z = (min(max(round(step / SUBVOXEL_MM), 1), 4) for step in spacing_mm)
-        self.fold = (x, y, z)
+        self.subvoxels = (x, y, z)
 
     def __call__(self, hu: Float[Tensor, "b 1 x y z"], label: Int[Tensor, "b 1 x y z"], draw: Draw) -> Proposals:
         """Propose what the draw says."""
-        blueprints = [plan_sample(self.section, self.spacing_mm, draw, index) for index in range(len(hu))]
+        blueprints = [blueprints_of(self.section, self.spacing_mm, draw, index) for index in range(len(hu))]
         placement = place(self.section, self.spacing_mm, hu, label, draw, blueprints)
         spots = _spots(placement, blueprints)
         return Proposals(
@@ -68,15 +65,13 @@ class Proposer:
         )
 
     def _propose(self, spot: _Spot, hosts: Tensor, hu: Tensor, label: Tensor, draw: Draw) -> Proposal:
-        target = self.section.targets[spot.target]
-        diameter = spot.blueprint.diameter_mm
-        box = self._box(spot, target, hu.shape[2:])
-        tiles = draw.texture[spot.sample, spot.lesion]
-        uniform, normal = draw.look[spot.sample, spot.lesion].tolist(), float(draw.contrast[spot.sample, spot.lesion])
-        region = self._region(spot, target, hosts, hu, label, box, tiles)
+        target, (diameter_mm, body) = self.section.targets[spot.target], spot.blueprint
+        site = Site(spot.sample, spot.target, spot.center, diameter_mm, self._box(spot, target, hu.shape[2:]))
+        chances, contrast, noise = (part[spot.sample, spot.lesion] for part in draw.look)
+        look = Look(diameter_mm, Chances(*chances.tolist()[: len(Chances._fields)]), float(contrast), noise)
+        region = self._region(site, target, hosts, hu, label, body, noise)
         lesion, fits = _outline(region, target)
-        look = Look(diameter, uniform, normal, tiles)
-        return Proposal(spot.sample, spot.target, spot.center, diameter, box, region, look, lesion, fits)
+        return Proposal(site, region, look, lesion, fits)
 
     def _box(self, spot: _Spot, target: Target, shape: tuple[int, ...]) -> Box:
         reach = spot.blueprint.body.reach_mm
@@ -86,21 +81,21 @@ class Proposer:
         return box_around(spot.center, half_mm, self.spacing_mm, shape)
 
     def _region(
-        self, spot: _Spot, target: Target, hosts: Tensor, hu: Tensor, label: Tensor, box: Box, tiles: Tensor
+        self, site: Site, target: Target, hosts: Tensor, hu: Tensor, label: Tensor, body: Body, noise: Tensor
     ) -> Region:
-        """Cut out a lesion's surroundings and draw its surface there."""
-        at = (slice(spot.sample, spot.sample + 1), slice(None), *box.slices())
+        """Cut out a lesion's surroundings and lay its surface there."""
+        at = (slice(site.sample, site.sample + 1), slice(None), *site.box.slices())
         part, labels = hu[at], label[at]
         host = hosts[at][0, 0]
-        allowed = host | _fat_beyond(target, spot.blueprint.diameter_mm, part, labels, host, self.spacing_mm)
-        offsets = offsets_mm(box, spot.center, self.spacing_mm, (1, 1, 1), hu.device)
-        fold = self.fold if target.prior.shape.kind == "blob" else (1, 1, 1)
+        allowed = host | _fat_beyond(target, site.diameter_mm, part, labels, host, self.spacing_mm)
+        offsets = offsets_mm(site.box, site.center, self.spacing_mm, (1, 1, 1), hu.device)
+        subvoxels = self.subvoxels if target.prior.shape.kind == "blob" else (1, 1, 1)
         if target.prior.shape.kind == "patchy":
-            distance = patchy.signed_distance_mm(host, offsets, tiles, spot.blueprint.diameter_mm, self.spacing_mm)
+            distance = patchy.signed_distance_mm(host, offsets, noise, site.diameter_mm, self.spacing_mm)
         else:
-            fine = offsets_mm(box, spot.center, self.spacing_mm, fold, hu.device)
-            distance = shapes.signed_distance_mm(spot.blueprint.body, fine)
-        return Region(part[0, 0], host, allowed, distance, fold, offsets, self.spacing_mm)
+            fine = offsets_mm(site.box, site.center, self.spacing_mm, subvoxels, hu.device)
+            distance = shapes.signed_distance_mm(body.surface, fine)
+        return Region(part[0, 0], host, allowed, distance, subvoxels, offsets, self.spacing_mm)
 
 
 def _fat_beyond(
@@ -119,8 +114,8 @@ def _fat_beyond(
 
 
 def _outline(region: Region, target: Target) -> tuple[Bool[Tensor, "x y z"], Bool[Tensor, ""]]:
-    """Give the lesion's voxels, and whether the host cuts off no more of it than allowed."""
-    whole = pool(region.distance_mm, region.fold) < 0
+    """Return the lesion's voxels, and whether the host cuts off no more of it than allowed."""
+    whole = mean_of_subvoxels(region.distance_mm, region.subvoxels) < 0
     lesion = whole & region.allowed
     share = lesion.sum() / whole.sum().clamp_min(1)
     return lesion, (share >= 1 - MAX_CUT) | (target.prior.shape.kind == "patchy")
@@ -134,6 +129,6 @@ def _spots(placement: Placement, blueprints: list[list[list[Blueprint]]]) -> lis
     for sample, lesions in enumerate(rows):
         for index, (target, placed, *center) in enumerate(lesions):
             if placed:
-                plan = blueprints[sample][int(target)][index]
-                spots.append(_Spot(sample, int(target), index, center, plan))
+                blueprint = blueprints[sample][int(target)][index]
+                spots.append(_Spot(sample, int(target), index, center, blueprint))
     return spots

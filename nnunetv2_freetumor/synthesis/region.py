@@ -1,4 +1,4 @@
-"""The surroundings of one lesion, and the interface behind which a generator draws its contrast there."""
+"""The surroundings of one lesion, and the interface behind which a generator renders its contrast there."""
 
 import math
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -8,9 +8,10 @@ from torch import Tensor
 
 from nnunetv2_freetumor.plan import Texture
 from nnunetv2_freetumor.synthesis.volume import (
+    Box,
     Spacing,
     masked_mean,
-    pool,
+    mean_of_subvoxels,
 )
 
 RESOLUTION_MM = 1.5  # finer voxels than this hold no more information
@@ -25,19 +26,41 @@ class Region(NamedTuple):
     hu: Volume
     host: Bool[Tensor, "x y z"]
     allowed: Bool[Tensor, "x y z"]  # the host and the fat that the lesion may grow into
-    distance_mm: Float[Tensor, "fx fy fz"]  # signed distance to the surface at the subvoxels, negative inside
-    fold: tuple[int, int, int]  # subvoxels along each axis
+    distance_mm: Float[Tensor, "sx sy sz"]  # signed distance to the surface at the subvoxels, negative inside
+    subvoxels: tuple[int, int, int]  # of a voxel, along each axis
     offsets_mm: Float[Tensor, "x y z 3"]  # position relative to the lesion's center
     spacing_mm: Spacing
+
+
+class Site(NamedTuple):
+    """Where a lesion lies, and how large it is."""
+
+    sample: int  # of the batch
+    target: int  # of the section
+    center: list[float]  # voxels
+    diameter_mm: float
+    box: Box  # the surroundings that its look depends on
+
+
+class Chances(NamedTuple):
+    """What chance decides about a lesion's look, each uniform in 0..1; the published network reads them otherwise."""
+
+    rim: float  # how bright its rim is
+    necrosis: float  # whether its center is necrotic
+    enhancement: float  # whether its rim enhances
+    matter: float  # ground glass, part-solid or solid
+    opacity: float  # of ground glass
+    depth: float  # of the necrosis, or of the solid part, below the surface
+    fluid: float  # HU of the necrosis
 
 
 class Look(NamedTuple):
     """One lesion's size and its draw of what it looks like."""
 
     diameter_mm: float
-    uniform: list[float]  # LOOK_CHANCES numbers
+    chances: Chances
     contrast: float  # standard normal
-    tiles: Float[Tensor, "2 n n n"]  # white noise
+    noise: Float[Tensor, "2 n n n"]  # white: the tiles of the fine and the coarse heterogeneity
 
 
 @runtime_checkable
@@ -47,7 +70,7 @@ class Generator(Protocol):
     window_mm: float  # the region's side, at least; 0: the lesion and 12 mm around it
 
     def __call__(self, region: Region, texture: Texture, look: Look) -> Volume:
-        """Return the contrast map in HU, to be added to the region's image."""
+        """Render a lesion: return the contrast map in HU, to be added to the region's image."""
         ...
 
 
@@ -59,7 +82,7 @@ def visibility(region: Region, contrast_hu: Volume, lesion: Bool[Tensor, "x y z"
     1.5 mm where voxels are finer than what CT resolves. A lesion that nobody can see would only teach the segmenter to
     invent tumors.
     """
-    around = (region.host & (pool(region.distance_mm, region.fold) > TAIL_MM)).float()
+    around = (region.host & (mean_of_subvoxels(region.distance_mm, region.subvoxels) > TAIL_MM)).float()
     middle = masked_mean(region.hu, around)
     noise = _MEAN_TO_SD * masked_mean((region.hu - middle).abs(), around)
     shrink = math.prod(min(step / RESOLUTION_MM, 1.0) for step in region.spacing_mm)
@@ -69,4 +92,4 @@ def visibility(region: Region, contrast_hu: Volume, lesion: Bool[Tensor, "x y z"
 
 def support(region: Region) -> Bool[Tensor, "x y z"]:
     """Mark the voxels that a lesion may change: allowed, and inside it or at most 3 mm outside."""
-    return region.allowed & (pool(region.distance_mm, region.fold) < TAIL_MM)
+    return region.allowed & (mean_of_subvoxels(region.distance_mm, region.subvoxels) < TAIL_MM)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from nnunetv2_freetumor.plan import Shape
 from nnunetv2_freetumor.synthesis.volume import sample_grid
 
-GRID = 16  # control points drawn along each axis; a shape uses as many as it has cells
+CONTROL_POINTS = 16  # drawn along each axis; a shape uses as many as it has cells
 FIELD = 28  # resolution of the noise field, which spans [-1, 1]^3 and is read on the unit sphere
 MAX_LOBES = 4
 MAX_ROUGHNESS = 0.45
@@ -36,14 +36,20 @@ class ShapeDraw(NamedTuple):
     control: Float[Tensor, "2 g g g"]  # normal: the control points of the two octaves
 
 
-class Body(NamedTuple):
-    """A lesion's surface, independent of where it lies."""
+class Surface(NamedTuple):
+    """A lesion's surface: a turned, rough ellipsoid and its lobes."""
 
     axes_mm: Float[Tensor, "3"]  # semi-axes of the ellipsoid
     rotation: Float[Tensor, "3 3"]
     field: Float[Tensor, "f f f"]  # A n, amplitude included
     centers_mm: Float[Tensor, "bodies 3"]  # of the main body (0) and its lobes
     scales: Float[Tensor, "bodies"]
+
+
+class Body(NamedTuple):
+    """A lesion's surface and its measures, independent of where it lies."""
+
+    surface: Surface
     reach_mm: list[float]  # half the bounding box along each array axis
     radius_mm: float  # the farthest surface point's distance from the center
     interior_mm: Float[Tensor, "points 3"]  # points spread evenly through the lesion
@@ -55,7 +61,7 @@ def draw_shape(count: tuple[int, ...], rng: torch.Generator) -> ShapeDraw:
         normal=torch.randn(*count, 7, generator=rng),
         lobes=torch.rand(*count, MAX_LOBES, 6, generator=rng),
         odds=torch.rand(count, generator=rng),
-        control=torch.randn(*count, 2, GRID, GRID, GRID, generator=rng),
+        control=torch.randn(*count, 2, CONTROL_POINTS, CONTROL_POINTS, CONTROL_POINTS, generator=rng),
     )
 
 
@@ -88,29 +94,22 @@ def noise_field(shape: Shape, control: Float[Tensor, "2 g g g"]) -> Float[Tensor
     return SOFT_LIMIT * torch.tanh((octaves[0] + shape.fine_share * octaves[1]) / SOFT_LIMIT)
 
 
-def signed_distance_mm(body: Body, offsets_mm: Float[Tensor, "x y z 3"]) -> Float[Tensor, "x y z"]:
+def signed_distance_mm(surface: Surface, offsets_mm: Float[Tensor, "x y z 3"]) -> Float[Tensor, "x y z"]:
     """Measure the distance to the surface, negative inside, to first order in the roughness.
 
     For an ellipsoid, (|y| - 1) |y| / |grad| with |grad| = |diag(axes)^-1 y| is exact on the surface to first order.
     """
-    device = offsets_mm.device
-    on_device = body._replace(
-        axes_mm=body.axes_mm.to(device),
-        rotation=body.rotation.to(device),
-        field=body.field.to(device),
-        centers_mm=body.centers_mm.to(device),
-        scales=body.scales.to(device),
-    )
-    distances = [_one_body(on_device, offsets_mm, i) for i in range(len(body.scales))]
+    surface = Surface(*(part.to(offsets_mm.device) for part in surface))
+    distances = [_one_body(surface, offsets_mm, i) for i in range(len(surface.scales))]
     return torch.stack(distances).amin(0) if len(distances) > 1 else distances[0]
 
 
-def _one_body(body: Body, offsets_mm: Float[Tensor, "x y z 3"], i: int) -> Float[Tensor, "x y z"]:
-    axes = body.axes_mm * body.scales[i]
-    y = (offsets_mm - body.centers_mm[i]) @ body.rotation.T / axes
+def _one_body(surface: Surface, offsets_mm: Float[Tensor, "x y z 3"], i: int) -> Float[Tensor, "x y z"]:
+    axes = surface.axes_mm * surface.scales[i]
+    y = (offsets_mm - surface.centers_mm[i]) @ surface.rotation.T / axes
     length = y.norm(dim=-1).clamp_min(1e-4)
     gradient = (y / axes).norm(dim=-1).clamp_min(1e-6)
-    field = sample_grid(body.field, y / length[..., None])
+    field = sample_grid(surface.field, y / length[..., None])
     return (length * field.exp() - 1) * length / gradient
 
 
@@ -160,8 +159,8 @@ def _scale_to_volume(
     """Measure the union in units of the ellipsoid, then scale it; a point counts for the first body that holds it."""
     directions, share = _probes()
     radii = _radius(field, directions)
-    surface = centers[:, None] + scales[:, None, None] * radii[:, None] * directions
-    points = centers[:, None] + (surface - centers[:, None]) * share[:, None] ** (1 / 3)
+    outline = centers[:, None] + scales[:, None, None] * radii[:, None] * directions
+    points = centers[:, None] + (outline - centers[:, None]) * share[:, None] ** (1 / 3)
     volume = scales[:, None] ** 3 * radii**3 / PROBES  # in ellipsoids
     for i in range(1, len(scales)):
         apart = points[i] - centers[:i, None]
@@ -169,18 +168,14 @@ def _scale_to_volume(
         held = length < scales[:i, None] * _radius(field, apart / length[..., None])
         volume[i] *= ~held.any(0)
     axes_mm = axes * 0.5 * diameter_mm / float(volume.sum()) ** (1 / 3)
-    surface_mm = (surface * axes_mm).reshape(-1, 3) @ rotation
-    rank = torch.searchsorted(volume.flatten().cumsum(0) / volume.sum(), _middles(INTERIOR_POINTS))
-    inner = points.reshape(-1, 3)[rank.clamp_max(volume.numel() - 1)]
+    outline_mm = (outline * axes_mm).reshape(-1, 3) @ rotation
+    inner = torch.searchsorted(volume.flatten().cumsum(0) / volume.sum(), _middles(INTERIOR_POINTS))
+    interior = points.reshape(-1, 3)[inner.clamp_max(volume.numel() - 1)]
     return Body(
-        axes_mm=axes_mm,
-        rotation=rotation,
-        field=field,
-        centers_mm=(centers * axes_mm) @ rotation,
-        scales=scales,
-        reach_mm=(1.02 * surface_mm.abs().amax(0)).tolist(),  # 2 %: the surface between two probes
-        radius_mm=1.02 * float(surface_mm.norm(dim=1).max()),
-        interior_mm=(inner * axes_mm) @ rotation,
+        Surface(axes_mm, rotation, field, (centers * axes_mm) @ rotation, scales),
+        reach_mm=(1.02 * outline_mm.abs().amax(0)).tolist(),  # 2 %: the surface between two probes
+        radius_mm=1.02 * float(outline_mm.norm(dim=1).max()),
+        interior_mm=(interior * axes_mm) @ rotation,
     )
 
 

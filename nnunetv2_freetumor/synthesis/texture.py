@@ -1,6 +1,6 @@
-"""Generators: (image region, lesion, draw) -> contrast map in HU.
+"""The `texture` generator: (image region, lesion, draw) -> contrast map in HU, without any weights.
 
-`texture` needs no weights. Inside the lesion the organ's structure (vessels, trend) gives way to the core, while
+Inside the lesion the organ's structure (vessels, trend) gives way to the core, while
 the scanner's fine noise stays; two scales of heterogeneity, necrosis, rims and ground glass come on top.
 """
 
@@ -16,7 +16,7 @@ from nnunetv2_freetumor.synthesis.region import Look, Region, Volume
 from nnunetv2_freetumor.synthesis.volume import (
     masked_blur,
     masked_mean,
-    pool,
+    mean_of_subvoxels,
     sample_tile,
     smooth_noise_tile,
 )
@@ -58,7 +58,7 @@ def analyze(region: Region) -> Background:
 
 
 def _noise(region: Region, structure: Volume, plain: Volume, vessel: Bool[Tensor, "x y z"]) -> Volume:
-    """Give the scanner's noise, cut at three standard deviations; at vessels it is borrowed from a few mm away.
+    """Compute the scanner's noise, cut at three standard deviations; at vessels it is borrowed from a few mm away.
 
     A vessel's own fine structure is anatomy: left in place, it would shine through the tumor.
     """
@@ -77,7 +77,7 @@ def _noise(region: Region, structure: Volume, plain: Volume, vessel: Bool[Tensor
 
 
 def texture_contrast(region: Region, texture: Texture, look: Look) -> Volume:
-    """Draw a lesion without any weights (the `texture` generator)."""
+    """Render a lesion without any weights (the `texture` generator)."""
     behind = analyze(region)
     core = core_hu(behind.host_hu, texture.k_mean + texture.k_sd * look.contrast, texture)
     drop = core - behind.host_hu
@@ -88,17 +88,17 @@ def texture_contrast(region: Region, texture: Texture, look: Look) -> Volume:
     solid = inside + behind.noise - region.hu
     glass = _glass(region, behind, core, variety[1], texture, look)
     rim = _rim(region, texture, look, profile, drop)
-    kind, share = look.uniform[3], texture.ground_glass_share
-    if kind < share:
+    matter, share = look.chances.matter, texture.ground_glass_share
+    if matter < share:
         return profile * glass
-    if kind < share + texture.part_solid_share:
-        center = _profile(region, texture, (0.25 + 0.25 * look.uniform[5]) * look.diameter_mm)
+    if matter < share + texture.part_solid_share:
+        center = _profile(region, texture, (0.25 + 0.25 * look.chances.depth) * look.diameter_mm)
         return center * solid + (profile - center).clamp_min(0) * glass
     return profile * solid + rim
 
 
 def core_hu(host_hu: Float[Tensor, ""], k: float, texture: Texture) -> Float[Tensor, ""]:
-    """Give the core's HU: by the enhancement phase, above its floor, and far enough from the host to be seen.
+    """Compute the core's HU: by the enhancement phase, above its floor, and far enough from the host to be seen.
 
     A lesion that nobody can see would only teach the segmenter to invent tumors.
     """
@@ -109,49 +109,49 @@ def core_hu(host_hu: Float[Tensor, ""], k: float, texture: Texture) -> Float[Ten
 
 
 def heterogeneity(region: Region, texture: Texture, look: Look) -> Float[Tensor, "2 x y z"]:
-    """Draw the fine and the coarse heterogeneity in HU, fixed to the lesion, not to the voxels."""
+    """Render the fine and the coarse heterogeneity in HU, fixed to the lesion, not to the voxels."""
     fine_mm = texture.fine_mm
     coarse_mm = max(texture.coarse_per_diameter * look.diameter_mm, 3.0)
     parts = []
-    for white, sigma_mm, sd_hu in zip(look.tiles, (fine_mm, coarse_mm), (texture.fine_hu, texture.coarse_hu)):
+    for white, sigma_mm, sd_hu in zip(look.noise, (fine_mm, coarse_mm), (texture.fine_hu, texture.coarse_hu)):
         tile = smooth_noise_tile(white).to(region.hu.device, non_blocking=True)
         parts.append(sd_hu * sample_tile(tile, region.offsets_mm / sigma_mm))
     return torch.stack(parts)
 
 
 def _profile(region: Region, texture: Texture, inset_mm: float) -> Volume:
-    """Draw the edge: a logistic ramp whose half-contrast depth lies inside the mask, averaged over each voxel."""
+    """Render the edge: a logistic ramp whose half-contrast depth lies inside the mask, averaged over each voxel."""
     depth = _edge_depth_mm(region, texture) + inset_mm
-    return pool(torch.sigmoid(-(region.distance_mm + depth) / texture.edge_scale_mm), region.fold)
+    return mean_of_subvoxels(torch.sigmoid(-(region.distance_mm + depth) / texture.edge_scale_mm), region.subvoxels)
 
 
 def _edge_depth_mm(region: Region, texture: Texture) -> Float[Tensor, ""]:
-    """Give the half-contrast depth: it follows the lesion's thickness, or thin lesions would fade away."""
+    """Compute the half-contrast depth: it follows the lesion's thickness, or thin lesions would fade away."""
     thickness = (-region.distance_mm.amin()).clamp_min(0)  # the inscribed radius
     return (texture.edge_depth_per_radius * thickness).clamp_max(texture.edge_depth_mm)
 
 
 def _band(region: Region, center_mm: float | Float[Tensor, ""], width_mm: float) -> Volume:
-    return pool(torch.exp(-0.5 * ((region.distance_mm - center_mm) / width_mm) ** 2), region.fold)
+    return mean_of_subvoxels(torch.exp(-0.5 * ((region.distance_mm - center_mm) / width_mm) ** 2), region.subvoxels)
 
 
 def _rim(region: Region, texture: Texture, look: Look, profile: Volume, drop: Float[Tensor, ""]) -> Volume:
-    """Draw the faint rim around a lesion, or the bright one just inside the edge of a rim-enhancing lesion."""
-    if look.diameter_mm < VARIANTS_FROM_MM or look.uniform[2] >= texture.rim_enhancing_share:
-        return texture.rim_hu * look.uniform[0] * _band(region, 0.8, 1.5) * (1 - profile).square()
+    """Render the faint rim around a lesion, or the bright one just inside the edge of a rim-enhancing lesion."""
+    if look.diameter_mm < VARIANTS_FROM_MM or look.chances.enhancement >= texture.rim_enhancing_share:
+        return texture.rim_hu * look.chances.rim * _band(region, 0.8, 1.5) * (1 - profile).square()
     width = min(max(0.05 * look.diameter_mm, 0.8), 1.8)
     depth = _edge_depth_mm(region, texture) + 1.5 * width
-    return (0.3 + 0.5 * look.uniform[0]) * drop.abs() * _band(region, -depth, width)
+    return (0.3 + 0.5 * look.chances.rim) * drop.abs() * _band(region, -depth, width)
 
 
 def _necrosis(region: Region, texture: Texture, look: Look, core: Float[Tensor, ""], coarse: Volume) -> Volume:
     """Darken the center of a necrotic lesion towards fluid, along an irregular border."""
-    if look.diameter_mm < VARIANTS_FROM_MM or look.uniform[1] >= texture.necrotic_share:
+    if look.diameter_mm < VARIANTS_FROM_MM or look.chances.necrosis >= texture.necrotic_share:
         return torch.zeros_like(coarse)
-    inset = (0.15 + 0.15 * look.uniform[5]) * look.diameter_mm
+    inset = (0.15 + 0.15 * look.chances.depth) * look.diameter_mm
     wander = 0.08 * look.diameter_mm * coarse / max(texture.coarse_hu, 1e-3)
-    border = torch.sigmoid(-(pool(region.distance_mm, region.fold) + inset + wander) / 1.5)
-    return border * (10.0 + 15.0 * look.uniform[6] - core).clamp_max(0)
+    border = torch.sigmoid(-(mean_of_subvoxels(region.distance_mm, region.subvoxels) + inset + wander) / 1.5)
+    return border * (10.0 + 15.0 * look.chances.fluid - core).clamp_max(0)
 
 
 def _glass(
@@ -159,7 +159,7 @@ def _glass(
 ) -> Volume:
     """Fill a share of each voxel with soft tissue: vessels stay visible, and nothing exceeds the solid core."""
     low, high = texture.opacity
-    opacity = low + look.uniform[4] * (high - low)
+    opacity = low + look.chances.opacity * (high - low)
     patchy = (1 + 0.25 * coarse / max(texture.coarse_hu, 1e-3)).clamp(0.3, 1.7)
     filled = (opacity * patchy).clamp(0, 0.95) * (core - behind.structure)
     return torch.minimum(filled, core - region.hu).clamp_min(0)
@@ -171,5 +171,5 @@ class TextureGenerator:
     window_mm = 0.0
 
     def __call__(self, region: Region, texture: Texture, look: Look) -> Volume:
-        """Draw a lesion."""
+        """Render a lesion."""
         return texture_contrast(region, texture, look)

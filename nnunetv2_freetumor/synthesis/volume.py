@@ -21,7 +21,7 @@ class Box(NamedTuple):
     stop: tuple[int, int, int]
 
     def slices(self) -> tuple[slice, slice, slice]:
-        """Give the index that cuts the box out of an (x, y, z) volume."""
+        """Return the index that cuts the box out of an (x, y, z) volume."""
         return (
             slice(self.start[0], self.stop[0]),
             slice(self.start[1], self.stop[1]),
@@ -38,13 +38,13 @@ def box_around(center: list[float], half_mm: list[float], spacing_mm: Spacing, s
 
 
 def offsets_mm(
-    box: Box, center: list[float], spacing_mm: Spacing, fold: tuple[int, int, int], device: torch.device
+    box: Box, center: list[float], spacing_mm: Spacing, subvoxels: tuple[int, int, int], device: torch.device
 ) -> Float[Tensor, "x y z 3"]:
-    """Give each (sub)voxel's position relative to a center (voxels), `fold` subvoxels along each axis of a voxel."""
+    """Return each (sub)voxel's position relative to a center (voxels), `subvoxels` of them along each axis."""
     axes = []
     for axis in range(3):
-        count = (box.stop[axis] - box.start[axis]) * fold[axis]
-        voxels = (torch.arange(count, device=device) + 0.5) / fold[axis] - 0.5 + box.start[axis]
+        count = (box.stop[axis] - box.start[axis]) * subvoxels[axis]
+        voxels = (torch.arange(count, device=device) + 0.5) / subvoxels[axis] - 0.5 + box.start[axis]
         axes.append((voxels - center[axis]) * spacing_mm[axis])
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
@@ -130,6 +130,6 @@ def sample_grid(grid: Float[Tensor, "n n n"], unit: Float[Tensor, "x y z 3"]) ->
     return read[0, 0]
 
 
-def pool(volume: Float[Tensor, "fx fy fz"], fold: tuple[int, int, int]) -> Float[Tensor, "x y z"]:
+def mean_of_subvoxels(volume: Float[Tensor, "sx sy sz"], subvoxels: tuple[int, int, int]) -> Float[Tensor, "x y z"]:
     """Average the subvoxels of each voxel: the partial-volume effect."""
-    return functional.avg_pool3d(volume[None, None], fold)[0, 0]
+    return functional.avg_pool3d(volume[None, None], subvoxels)[0, 0]

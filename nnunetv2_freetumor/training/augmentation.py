@@ -136,7 +136,7 @@ def split(transforms: BasicTransform) -> Split:
     return Split(ComposeTransforms(flat[: last + 1]), ComposeTransforms(behind))
 
 
-def check_device(transforms: ComposeTransforms, device: torch.device, trainer_name: str) -> None:
+def check_transforms(transforms: ComposeTransforms, device: torch.device, trainer_name: str) -> None:
     """Refuse transforms that cannot run on a CUDA device.
 
     Raises:

@@ -1,8 +1,7 @@
 """What an epoch planted: counted on the device, read once, written to nnU-Net's log and logger."""
 
 import math
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,25 +10,17 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from torch import Tensor
 from torch import distributed as dist
 
-from nnunetv2_freetumor.plan import SIZE_NAMES, Section
+from nnunetv2_freetumor.plan import SIZE_NAMES
 from nnunetv2_freetumor.synthesis.gate import Gate
-from nnunetv2_freetumor.synthesis.synthesizer import ACCEPTED, COUNTS, JUDGED
+from nnunetv2_freetumor.synthesis.planter import ACCEPTED, COUNTS, JUDGED, Planter
 from nnunetv2_freetumor.training.judge import JudgeGate
 
-KEY = "freetumor/"  # in front of every count's name in nnU-Net's logger
+COUNT_KEY = "freetumor/"  # in front of every count's name in nnU-Net's logger
 LEAST_ELIGIBLE_SHARE = 0.2
 MOST_SATURATED_SHARE = 0.05
 LEAST_JUDGED = 50  # lesions of a size class so far, for their accepted share to mean anything
 
 Counts = dict[str, float]
-
-
-@runtime_checkable
-class Planter(Protocol):
-    """What is needed of whatever plants the tumors."""
-
-    section: Section
-    gate: Gate | None
 
 
 class EpochCounts:
@@ -38,9 +29,10 @@ class EpochCounts:
     def __init__(self) -> None:
         self._sum: Tensor | None = None
 
-    def add(self, counts: Float64[Tensor, " counts"]) -> None:
-        """Add a batch."""
-        self._sum = counts if self._sum is None else self._sum + counts
+    def add(self, counts: Mapping[str, Float64[Tensor, ""]]) -> None:
+        """Add a batch, which names all COUNTS."""
+        batch = torch.stack([counts[name] for name in COUNTS])
+        self._sum = batch if self._sum is None else self._sum + batch
 
     def read(self) -> Counts:
         """Sum over all processes and copy to the host; the only synchronization of the epoch."""
@@ -56,16 +48,21 @@ def epoch_generator(seed: int, rank: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(mixed[0]))
 
 
-def register(logger: MetaLogger, epoch: int, key: str = KEY, names: Sequence[str] = COUNTS) -> None:
-    """Make nnU-Net's logger know names, with `key` in front; epochs before `epoch` that lack them read NaN."""
+def register(logger: MetaLogger, epoch: int, key: str = COUNT_KEY, names: Sequence[str] = COUNTS) -> None:
+    """Make nnU-Net's logger know names, with `key` in front; epochs before `epoch` that lack them read NaN.
+
+    Names of an earlier version go: nnU-Net draws its progress only as far as its shortest list is long.
+    """
     log = logger.local_logger.my_fantastic_logging
+    for old in [name for name in log if name.startswith(key) and name.removeprefix(key) not in names]:
+        del log[old]
     for name in names:
         kept = log.get(key + name, [])[:epoch]
         log[key + name] = kept + [math.nan] * (epoch - len(kept))
 
 
-def history(logger: MetaLogger, key: str = KEY, names: Sequence[str] = COUNTS) -> dict[str, list[float]]:
-    """Give each name's values, one per epoch."""
+def history(logger: MetaLogger, key: str = COUNT_KEY, names: Sequence[str] = COUNTS) -> dict[str, list[float]]:
+    """Return each name's values, one per epoch."""
     return {name: logger.get_value(key + name, step=None) for name in names}
 
 
@@ -81,14 +78,14 @@ def ungate(synthesizer: Planter, logger: MetaLogger) -> list[str]:
     gate.ungated = frozenset(size for size in range(len(SIZE_NAMES)) if _least_accepted(log, size) < least_share)
     return [
         f"WARNING: FreeTumor: so far the judge accepted only {100 * _least_accepted(log, size):.0f} % of the "
-        f"lesions of {SIZE_NAMES[size]}, fewer than {100 * least_share:.0f} % (min_accepted_share): it would leave "
-        "almost none of this size. From now on they stay whatever it says."
+        f"lesions of {SIZE_NAMES[size]}, fewer than {100 * least_share:.0f} % (min_accepted_share): too few "
+        "would remain. From now on they are kept regardless."
         for size in sorted(gate.ungated - before)
     ]
 
 
 def _least_accepted(log: dict[str, list[float]], size: int) -> float:
-    """Give the least share of all lesions judged until then, at any epoch's end with enough of them."""
+    """Compute the smallest accepted share of all lesions judged so far, over the epochs with enough of them."""
     accepted, judged = (np.nancumsum(log[names[size]]) for names in (ACCEPTED, JUDGED))
     enough = judged >= LEAST_JUDGED
     return float((accepted[enough] / judged[enough]).min(initial=1.0))
@@ -105,7 +102,7 @@ def epoch_lines(counts: Counts, gate: Gate | None = None) -> list[str]:
     sizes = ", ".join(f"{name}: {counts[name]:.0f}" for name in SIZE_NAMES)
     return [
         f"FreeTumor: of {counts['samples']:.0f} samples {counts['eligible']:.0f} eligible, {counts['planted']:.0f} "
-        f"planted, {counts['no_room']:.0f} without room, {counts['too_faint']:.0f} with too faint a lesion; of "
+        f"planted, {counts['no_room']:.0f} without room, {counts['too_faint']:.0f} with a lesion too faint; of "
         f"{counts['tumor_free']:.0f} tumor-free host patches {counts['untouched_tumor_free']:.0f} untouched",
         f"FreeTumor: lesions {sizes}; {100 * _saturated_share(counts):.1f} % of their voxels saturated",
         *_judge_lines(counts, gate.ungated if isinstance(gate, JudgeGate) else frozenset()),
@@ -116,7 +113,7 @@ def _judge_lines(counts: Counts, ungated: frozenset[int]) -> list[str]:
     shares = []
     for size, names in enumerate(zip(SIZE_NAMES, ACCEPTED, JUDGED)):
         accepted, judged = counts[names[1]], counts[names[2]]
-        stays = " (stay all the same)" if size in ungated else ""
+        stays = " (kept anyway)" if size in ungated else ""
         if judged:
             shares.append(f"{names[0]}: {accepted:.0f} of {judged:.0f} ({100 * accepted / judged:.0f} %){stays}")
     if not shares:
@@ -141,7 +138,7 @@ def warnings(counts: Counts, repair_commands: str) -> list[str]:
         texts.append(
             f"WARNING: FreeTumor: {100 * _saturated_share(counts):.0f} % of the lesion voxels are saturated, more than "
             "5 %: nnU-Net's clip window cuts these tumors off, in training and at prediction. Widen it, preprocess "
-            f"anew, and start this training again:\n{repair_commands}"
+            f"again, and restart this training:\n{repair_commands}"
         )
     return texts
 

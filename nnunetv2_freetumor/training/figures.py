@@ -20,8 +20,8 @@ from nnunetv2_freetumor.pages.sheets import (
     save_figure,
 )
 from nnunetv2_freetumor.plan import SIZE_NAMES
-from nnunetv2_freetumor.synthesis.planted import BeforeAfter, Place
-from nnunetv2_freetumor.synthesis.synthesizer import ACCEPTED, JUDGED, Lesion
+from nnunetv2_freetumor.synthesis.planted import Aim, BeforeAfter
+from nnunetv2_freetumor.synthesis.planter import ACCEPTED, JUDGED, Lesion
 
 
 def batch_preview(
@@ -38,15 +38,15 @@ def batch_preview(
     if not any(bool(lesion.change.kept) for lesion in lesions):
         return False
     pictures = []
-    for sample in sorted({lesion.sample for lesion in lesions}):
+    for sample in sorted({lesion.site.sample for lesion in lesions}):
         images = (intensity.to_hu(image[sample, 0].float()).cpu().numpy() for image in (before, after))
         labels = (label[sample, 0].cpu().numpy() for label in (label_before, label_after))
-        places = [
-            Place(lesion.center, lesion.diameter_mm, f"sample {sample + 1}")
+        aims = [
+            Aim(lesion.site.center, lesion.site.diameter_mm, f"sample {sample + 1}")
             for lesion in lesions
-            if lesion.sample == sample and lesion.change.kept
+            if lesion.site.sample == sample and lesion.change.kept
         ]
-        pictures += pictures_of(BeforeAfter(*images, *labels), places, spacing_mm)
+        pictures += pictures_of(BeforeAfter(*images, *labels), aims, spacing_mm)
     lesion_sheet(pictures[:MOST_ROWS], path, "Planted into the first batch that got a lesion")
     return True
 

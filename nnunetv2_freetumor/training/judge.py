@@ -17,21 +17,23 @@ from torch.nn import functional
 
 from nnunetv2_freetumor.intensity import Intensity
 from nnunetv2_freetumor.plan import Section, size_index
-from nnunetv2_freetumor.synthesis.gate import Finding, Verdict, untested
+from nnunetv2_freetumor.synthesis.gate import Verdict, untested
+from nnunetv2_freetumor.synthesis.proposals import Proposal
+from nnunetv2_freetumor.synthesis.region import Site
 from nnunetv2_freetumor.synthesis.volume import Spacing
 from nnunetv2_freetumor.training.segmenter import FrozenSegmenter
 
 _SAME_SPACING = 1e-3  # relative
 
 
-class Window(NamedTuple):
+class View(NamedTuple):
     """The part of a patch that the segmenter is shown."""
 
     sample: int
     start: tuple[int, int, int]  # voxels of the batch's patch; negative where the patch is smaller
 
     def bounds(self, size: Sequence[int]) -> list[list[int]]:
-        """Give start and stop along each axis."""
+        """Return start and stop along each axis."""
         return [[first, first + length] for first, length in zip(self.start, size)]
 
 
@@ -47,6 +49,7 @@ class JudgeGate:
         channels: Sequence[int | None],
         spacing_mm: Spacing,
         intensity: Intensity,
+        judge: str = "",
     ) -> None:
         """Take the segmenter, its arrays' axes in the batch's order, and what the batches look like.
 
@@ -56,8 +59,9 @@ class JudgeGate:
             channels: by target, the segmenter's output that means its tumor; None leaves the target untested.
             spacing_mm: of the batches.
             intensity: of the batches.
+            judge: where the segmenter comes from, for the record.
         """
-        self.segmenter = segmenter
+        self.segmenter, self.judge = segmenter, judge
         self.min_quality = section.min_quality
         self.channels = channels
         self.intensity = intensity
@@ -67,37 +71,38 @@ class JudgeGate:
         self._ratio = [1.0 if abs(r - 1) < _SAME_SPACING else r for r in ratio]  # batch voxels per voxel of the window
 
     @torch.no_grad()
-    def __call__(self, image: Float[Tensor, "b 1 x y z"], findings: list[Finding]) -> list[Verdict]:
+    def __call__(self, image: Float[Tensor, "b 1 x y z"], proposals: list[Proposal]) -> list[Verdict]:
         """Judge lesions that were planted into these z-scores."""
-        tested = [finding for finding in findings if self.channels[finding.target] is not None]
-        windows = [self._window(finding, image.shape[2:]) for finding in tested]
+        tested = [proposal for proposal in proposals if self.channels[proposal.site.target] is not None]
+        windows = [self.window(proposal.site, image.shape[2:]) for proposal in tested]
         unique = list(dict.fromkeys(windows))
         together = max(self.together, 2 if image.device.type == "cpu" else 1)
-        outputs: dict[Window, Tensor] = {}
+        outputs: dict[View, Tensor] = {}
         for first in range(0, len(unique), together):
             chunk = unique[first : first + together]
             outputs |= zip(chunk, self._look(torch.cat([self._cut(image, window) for window in chunk])))
         verdicts = iter([self._judge(*pair, outputs[pair[1]]) for pair in zip(tested, windows)])
         return [
-            untested(image.device) if self.channels[finding.target] is None else next(verdicts) for finding in findings
+            untested(image.device) if self.channels[proposal.site.target] is None else next(verdicts)
+            for proposal in proposals
         ]
 
-    def _window(self, finding: Finding, shape: Sequence[int]) -> Window:
+    def window(self, site: Site, shape: Sequence[int]) -> View:
         """Lay the window around a lesion and move it into the patch."""
         start = []
-        for center, size, patch, ratio in zip(finding.center, shape, self.segmenter.patch_size, self._ratio):
+        for center, size, patch, ratio in zip(site.center, shape, self.segmenter.patch_size, self._ratio):
             extent = patch * ratio
             first = min(max(center + 0.5 - extent / 2, 0), size - extent) if extent <= size else (size - extent) / 2
             start.append(math.floor(first))
-        return Window(finding.sample, (start[0], start[1], start[2]))
+        return View(site.sample, (start[0], start[1], start[2]))
 
-    def _cut(self, image: Float[Tensor, "b 1 x y z"], window: Window) -> Float[Tensor, "1 1 px py pz"]:
+    def _cut(self, image: Float[Tensor, "b 1 x y z"], window: View) -> Float[Tensor, "1 1 px py pz"]:
         z = image[window.sample : window.sample + 1].float()
         if self.intensity != self.segmenter.intensity:
             z = self.segmenter.intensity.to_z(self.intensity.to_hu(z))
         if all(r == 1 for r in self._ratio):
             return crop_and_pad_nd(z, window.bounds(self.segmenter.patch_size))
-        return resample(z, window.start, self._ratio, self.segmenter.patch_size)
+        return read_view(z, window.start, self._ratio, self.segmenter.patch_size)
 
     def _look(self, z: Float[Tensor, "b 1 px py pz"]) -> list[Tensor]:
         """Mark each window's tumors, (t px py pz) with the tested targets' outputs in rising order."""
@@ -106,24 +111,24 @@ class JudgeGate:
         marked = [self.segmenter.recognized(logits, c) for c in self._outputs]
         return list(torch.stack(marked, dim=1))
 
-    def _judge(self, finding: Finding, window: Window, marked: Bool[Tensor, "t px py pz"]) -> Verdict:
+    def _judge(self, proposal: Proposal, window: View, marked: Bool[Tensor, "t px py pz"]) -> Verdict:
         """Compare a lesion with what is marked in its window; voxels beyond the window are not asked for."""
-        channel = self.channels[finding.target]
+        site, channel = proposal.site, self.channels[proposal.site.target]
         assert channel is not None, "only tested targets come here"
-        tumor, lesion = marked[self._outputs.index(channel)], finding.lesion
+        tumor, lesion = marked[self._outputs.index(channel)], proposal.lesion
         for axis in range(3):
-            voxels = torch.arange(finding.box.start[axis], finding.box.stop[axis], device=marked.device)
+            voxels = torch.arange(site.box.start[axis], site.box.stop[axis], device=marked.device)
             at = ((voxels + 0.5 - window.start[axis]) / self._ratio[axis]).floor().long()
             inside = (at >= 0) & (at < tumor.shape[axis])
             lesion = lesion & inside.reshape([-1 if other == axis else 1 for other in range(3)])
             tumor = tumor.index_select(axis, at.clamp(0, tumor.shape[axis] - 1))
         recognized = (lesion & tumor).sum() / lesion.sum().clamp_min(1)
-        size = size_index(finding.diameter_mm)
+        size = size_index(site.diameter_mm)
         accepted = recognized >= self.min_quality[size]
         return Verdict(recognized, accepted, torch.ones_like(accepted) if size in self.ungated else accepted)
 
 
-def resample(
+def read_view(
     z: Float[Tensor, "1 1 x y z"], start: Sequence[int], ratio: Sequence[float], size: Sequence[int]
 ) -> Float[Tensor, "1 1 px py pz"]:
     """Read a window with voxels of `ratio` voxels, trilinearly, with zeros where it leaves the volume."""

@@ -21,11 +21,15 @@ from nnunetv2_freetumor.training.segmenter import FrozenSegmenter, load_segmente
 AUTO, OFF = "auto", "off"
 
 
-class Place(NamedTuple):
+class ModelFold(NamedTuple):
     """One fold of a model folder."""
 
     folder: Path
     fold: int | str
+
+    def __str__(self) -> str:
+        """Return the path of the fold."""
+        return str(self.folder / f"fold_{self.fold}")
 
 
 def resolve_judge(section: Section, trainer: nnUNetTrainer) -> JudgeGate | None:
@@ -49,21 +53,20 @@ def resolve_judge(section: Section, trainer: nnUNetTrainer) -> JudgeGate | None:
         return None
     shares = ", ".join(f"{name}: {100 * share:.0f} %" for name, share in zip(SIZE_NAMES, section.min_quality))
     trainer.print_to_log_file(
-        f"FreeTumor: judge {place.folder / f'fold_{place.fold}'}; a lesion stays when it calls this share of it tumor: "
-        f"{shares}"
+        f"FreeTumor: judge {place}; a lesion stays when it calls this share of it tumor: {shares}"
     )
     x_mm, y_mm, z_mm = map(float, trainer.configuration_manager.spacing)
     own = intensity.from_plans(trainer.plans_manager.plans)
-    return JudgeGate(segmenter, section, channels, (x_mm, y_mm, z_mm), own)
+    return JudgeGate(segmenter, section, channels, (x_mm, y_mm, z_mm), own, judge=str(place))
 
 
 def baseline_folder(trainer: nnUNetTrainer) -> Path:
-    """Name the model folder of plain nnU-Net with the trainer's plans and configuration."""
+    """Return the model folder of plain nnU-Net with the trainer's plans and configuration."""
     name = f"nnUNetTrainer__{trainer.plans_manager.plans_name}__{trainer.configuration_name}"
     return Path(trainer.output_folder_base).parent / name
 
 
-def find_judge(judge: str, baseline: Path, fold: int | str) -> Place | None:
+def find_judge(judge: str, baseline: Path, fold: int | str) -> ModelFold | None:
     """Find the model that the section's `judge` means; None where there is none to be had or wanted.
 
     Args:
@@ -78,7 +81,7 @@ def find_judge(judge: str, baseline: Path, fold: int | str) -> Place | None:
     if judge == OFF or (judge == AUTO and not (baseline / f"fold_{fold}" / CHECKPOINT).is_file()):
         return None
     if judge == AUTO:
-        return Place(baseline, fold)
+        return ModelFold(baseline, fold)
     folder, its_fold = baseline.parent / Path(judge).expanduser(), str(fold)
     if folder.name.startswith("fold_"):
         folder, its_fold = folder.parent, folder.name.removeprefix("fold_")
@@ -87,10 +90,10 @@ def find_judge(judge: str, baseline: Path, fold: int | str) -> Place | None:
         _check_unseen(folder, its_fold, fold)
     elif others and f"fold_{fold}" not in others:
         _check_unseen(folder, others[-1].removeprefix("fold_"), fold)
-    return Place(folder, its_fold)
+    return ModelFold(folder, its_fold)
 
 
-def load_judge(place: Place, trainer: nnUNetTrainer) -> FrozenSegmenter:
+def load_judge(place: ModelFold, trainer: nnUNetTrainer) -> FrozenSegmenter:
     """Load a judge for a training's batches: on their device, with their axes.
 
     Raises:
@@ -108,7 +111,7 @@ def load_judge(place: Place, trainer: nnUNetTrainer) -> FrozenSegmenter:
 
 
 def tumor_names(section: Section) -> list[str]:
-    """Give each target's tumor its name in dataset.json."""
+    """Return the name of each target's tumor in dataset.json."""
     return [
         next(name for name, value in section.labels.items() if value in (target.tumor_label, [target.tumor_label]))
         for target in section.targets
@@ -152,11 +155,11 @@ def count_tumors(trainer: nnUNetTrainer, labels: Iterable[int], enough: int) -> 
 
 def _why_none(section: Section, trainer: nnUNetTrainer) -> str:
     if section.judge == OFF:
-        return "FreeTumor: no judge, as the plans' freetumor section or the start of this training says"
+        return "FreeTumor: no judge, as set in the plans' freetumor section or when this training started"
     folder = baseline_folder(trainer)
     return (
-        f"FreeTumor: no judge: {folder / f'fold_{trainer.fold}'} holds no finished baseline. To let one sort out "
-        "synthetic tumors that it does not recognize, train it first:\n"
+        f"FreeTumor: no judge: {folder / f'fold_{trainer.fold}'} holds no finished baseline. To have one "
+        "reject synthetic tumors that it does not recognize, train it first:\n"
         f"{training_command(folder, trainer.fold)}"
     )
 

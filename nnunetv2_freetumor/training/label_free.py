@@ -25,7 +25,7 @@ def absent_columns(preprocessed_folder: str, label_manager: LabelManager) -> lis
 
 
 def notice(label_manager: LabelManager, columns: list[int]) -> str:
-    """Say what validation during training cannot measure."""
+    """Explain what validation during training cannot measure."""
     foreground = _foreground(label_manager)
     absent = [foreground[column] for column in columns]
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in label_manager.label_dict.items()}
@@ -35,7 +35,7 @@ def notice(label_manager: LabelManager, columns: list[int]) -> str:
         "out of the pseudo Dice, and the Dice that the final validation prints for them says nothing; measure them on "
         "annotated cases."
     )
-    nothing_left = " Nothing is left to choose checkpoint_best by: use checkpoint_final."
+    nothing_left = " No other label is left to choose checkpoint_best by: use checkpoint_final."
     return text + nothing_left if len(columns) == len(foreground) else text
 
 

@@ -23,18 +23,18 @@ def evaluate_validation(fold: str | Path, references: str | Path) -> str:
 
     Days of training lie behind this: what cannot be scored is told in the text, with the command that repeats it.
     """
-    from nnunetv2_freetumor.evaluation.command import evaluate_command  # the loops that train have no use for it
-
     predictions, model = Path(fold) / "validation", Path(fold).parent
     dataset_json, plans_file = model / "dataset.json", model / "plans.json"
     try:
+        from nnunetv2_freetumor.evaluation.command import evaluate_command  # days later the package may have changed
+
         text = evaluate_command(references, predictions, dataset_json, plans_file, chill=True)
-        return f"FreeTumor: validation, lesion by lesion\n{text}"
-    except (ValueError, OSError) as error:
+        return f"FreeTumor: lesion-level evaluation of the validation cases\n{text}"
+    except (ValueError, OSError, ImportError) as error:
         words = ["-ref", references, "-pred", predictions, "-djfile", dataset_json, "-pfile", plans_file, "--chill"]
         text = (
-            f"WARNING: FreeTumor: the validation predictions were not scored lesion by lesion: {error}\nTraining, "
-            "predictions and nnU-Net's summary.json are complete. Repeat the scoring alone with\n"
+            f"WARNING: FreeTumor: the validation predictions were not scored at lesion level: {error}\nTraining, "
+            "predictions and nnU-Net's summary.json are complete. Repeat only the scoring with\n"
             f"{shlex.join(['nnUNetv2_freetumor', 'evaluate', *map(str, words)])}"
         )
         print(text)

@@ -85,7 +85,7 @@ class FrozenSegmenter:
         return logits[:, channel] > 0 if self.has_regions else logits.argmax(1) == channel
 
     def probability(self, logits: Float[Tensor, "b c x y z"], channel: int) -> Float[Tensor, "b x y z"]:
-        """Give the probability of a label or region."""
+        """Compute the probability of a label or region."""
         return logits[:, channel].sigmoid() if self.has_regions else torch.softmax(logits, 1)[:, channel]
 
 
@@ -121,7 +121,7 @@ def load_segmenter(model_folder: str | Path, fold: int | str, device: torch.devi
 
 
 def training_command(folder: Path, fold: int | str) -> str:
-    """Give the command that trains one fold of a model folder `.../DATASET/TRAINER__PLANS__CONFIGURATION`."""
+    """Return the command that trains one fold of a model folder `.../DATASET/TRAINER__PLANS__CONFIGURATION`."""
     parts = folder.name.split("__")
     if len(parts) != 3:
         return "  nnUNetv2_train DATASET CONFIGURATION FOLD -p PLANS"
@@ -150,7 +150,7 @@ def _read_model(path: Path) -> dict[str, Any]:
     complete = isinstance(checkpoint, dict) and all(part in checkpoint for part in _PARTS)
     if not complete or "configuration" not in checkpoint["init_args"]:
         raise ValueError(
-            f"{path} is no checkpoint of nnU-Net's: it must hold {', '.join(_PARTS)}. Train the model anew."
+            f"{path} is no checkpoint of nnU-Net's: it must hold {', '.join(_PARTS)}. Train the model again."
         )
     return checkpoint
 

@@ -18,16 +18,17 @@ from nnunetv2_freetumor.generators.choice import Choice, choose_generators, desc
 from nnunetv2_freetumor.plan import Section
 from nnunetv2_freetumor.planning import clip_window
 from nnunetv2_freetumor.planning.section import check_configuration, section_for_training
-from nnunetv2_freetumor.training.judge_choice import OFF, baseline_folder, find_judge
+from nnunetv2_freetumor.training.judge import JudgeGate
+from nnunetv2_freetumor.training.judge_choice import OFF, resolve_judge
 
-FILE = "freetumor_chosen.json"
+CHOSEN_FILE = "freetumor_chosen.json"
 
 
 class Chosen(NamedTuple):
-    """The section with its judge settled, and each target's generator."""
+    """What plants and what judges in a training."""
 
-    section: Section
-    generators: list[Choice]
+    generators: list[Choice]  # by target
+    gate: JudgeGate | None
 
 
 def settle(section: Section, trainer: nnUNetTrainer) -> Chosen:
@@ -36,32 +37,30 @@ def settle(section: Section, trainer: nnUNetTrainer) -> Chosen:
     Raises:
         ValueError: what the plans name cannot be used; see `choose_generators` and `find_judge`.
     """
-    record = Path(trainer.output_folder) / FILE
+    record = Path(trainer.output_folder) / CHOSEN_FILE
     if trainer.current_epoch and record.is_file():
-        chosen = _read(section, json.loads(record.read_text(encoding="utf-8")))
-        trainer.print_to_log_file(f"FreeTumor: generators and judge as this training started with ({FILE})")
+        trainer.print_to_log_file(
+            f"FreeTumor: generators and judge as chosen when this training started ({CHOSEN_FILE})"
+        )
+        data = json.loads(record.read_text(encoding="utf-8"))
+        generators = [Choice(**item | {"path": item["path"] and Path(item["path"])}) for item in data["generators"]]
+        gate = resolve_judge(dataclasses.replace(section, judge=data["judge"]), trainer)
     else:
         validation = [] if section.generator == "texture" else trainer.do_split()[1]
         plans = trainer.plans_manager.plans
         generators = choose_generators(section, plans, trainer.configuration_name, trainer.fold, validation)
-        chosen = Chosen(section, generators)
+        gate = resolve_judge(section, trainer)
         if trainer.local_rank == 0:
-            write_json(_to_json(chosen, trainer), record)
-    trainer.print_to_log_file("\n".join(describe(chosen.generators)))
-    return chosen
+            write_json(_to_json(generators, gate), record)
+    trainer.print_to_log_file("\n".join(describe(generators)))
+    return Chosen(generators, gate)
 
 
-def _to_json(chosen: Chosen, trainer: nnUNetTrainer) -> dict[str, Any]:
-    place = find_judge(chosen.section.judge, baseline_folder(trainer), trainer.fold)
+def _to_json(generators: list[Choice], gate: JudgeGate | None) -> dict[str, Any]:
     return {
-        "generators": [c._replace(path=c.path and str(c.path))._asdict() for c in chosen.generators],  # type: ignore[arg-type]
-        "judge": OFF if place is None else str(place.folder / f"fold_{place.fold}"),
+        "generators": [c._replace(path=c.path and str(c.path))._asdict() for c in generators],  # type: ignore[arg-type]
+        "judge": OFF if gate is None else gate.judge,
     }
-
-
-def _read(section: Section, data: dict[str, Any]) -> Chosen:
-    generators = [Choice(**item | {"path": item["path"] and Path(item["path"])}) for item in data["generators"]]
-    return Chosen(dataclasses.replace(section, judge=data["judge"]), generators)
 
 
 def resolve_section(

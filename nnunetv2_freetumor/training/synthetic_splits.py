@@ -15,7 +15,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2_freetumor.files.cases import write_json
 from nnunetv2_freetumor.files.synthetic_names import is_synthetic, source_of
 
-FILE = "splits_final.json"
+SPLITS_FILE = "splits_final.json"
 FOLDS = 5  # nnU-Net draws a split of its own for a fold that the file does not hold
 
 Splits = list[dict[str, list[str]]]
@@ -59,7 +59,7 @@ def check_place(preprocessed: Path) -> None:
     splits = read_splits(preprocessed)
     if splits and not any(is_synthetic(case) for split in splits for case in split["train"]):
         raise ValueError(
-            f"{preprocessed}/{FILE} is there already and knows no synthetic case, so that nnU-Net would not use them "
+            f"{preprocessed}/{SPLITS_FILE} is there already and knows no synthetic case, so that nnU-Net would not use them "
             "as it should. Choose another dataset number with -o, or move that file away."
         )
 
@@ -78,7 +78,7 @@ def edited_splits(folders: Sequence[Path], written: Collection[str]) -> list[Pat
     for folder in folders:
         splits = read_splits(folder)
         if splits is not None and stamp_of(splits) not in written:
-            edited.append(folder / FILE)
+            edited.append(folder / SPLITS_FILE)
             for fold, split in enumerate(splits):
                 check_split(split["train"], split["val"], fold)
     return edited
@@ -93,7 +93,7 @@ def write_splits(splits: Splits, folders: Sequence[Path]) -> None:
     """Write the splits into the raw dataset, and to where nnU-Net's trainers look for them."""
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(splits, folder / FILE)
+        write_json(splits, folder / SPLITS_FILE)
 
 
 def check_split(training: Collection[str], validation: Collection[str], fold: int | str) -> None:
@@ -104,19 +104,19 @@ def check_split(training: Collection[str], validation: Collection[str], fold: in
     """
     if fold == "all":
         return
-    mend = f"Copy {FILE} from the raw dataset into the preprocessed one; folds that it does not hold cannot be trained."
+    fix = f"Copy {SPLITS_FILE} from the raw dataset into the preprocessed one; folds that it does not hold cannot be trained."
     if found := [case for case in validation if is_synthetic(case)]:
-        raise ValueError(f"Fold {fold} would be validated on {len(found)} synthetic case(s) ({found[0]} ...). {mend}")
+        raise ValueError(f"Fold {fold} would be validated on {len(found)} synthetic case(s) ({found[0]} ...). {fix}")
     if found := [case for case in training if is_synthetic(case) and source_of(case) in validation]:
         raise ValueError(
             f"Fold {fold} would be trained on {len(found)} synthetic case(s) made from its validation cases "
-            f"({found[0]} ...). {mend}"
+            f"({found[0]} ...). {fix}"
         )
 
 
 def read_splits(folder: Path) -> Splits | None:
     """Read the splits of a folder, where it has some."""
-    path = folder / FILE
+    path = folder / SPLITS_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 

@@ -77,7 +77,7 @@ def test_each_target_learns_from_its_own_real_lesions_and_is_looked_at_beside_th
         stage.train(*two_organs, rng, judged=True)
         stage.look(*two_organs, rng)
     for synthetic, real in stage.step.met:
-        assert {placed.proposal.target for placed in synthetic.lesions} == {synthetic.target}
+        assert {placed.proposal.site.target for placed in synthetic.lesions} == {synthetic.target}
         assert contrast_of(real) == pytest.approx(CONTRAST_HU[synthetic.target], abs=25)
         assert len(real.hu) == len(synthetic.lesions)
     assert {synthetic.target for synthetic, _ in stage.step.met} == {0, 1}

@@ -7,9 +7,9 @@ from test_adversarial import FRAME, RECIPE
 from torch import nn
 
 from nnunetv2_freetumor.generator_training.judge import TrainingJudge
-from nnunetv2_freetumor.generator_training.stage import planting_section
 from nnunetv2_freetumor.generator_training.windows import Cutter
 from nnunetv2_freetumor.intensity import RAW_CT
+from nnunetv2_freetumor.plan import always_planting
 from nnunetv2_freetumor.synthesis.draws import CANDIDATES, draw
 from nnunetv2_freetumor.synthesis.proposals import Proposer
 from nnunetv2_freetumor.synthesis.region import support
@@ -19,12 +19,12 @@ from nnunetv2_freetumor.synthesis.region import support
 def placed(organ_phantom):
     """Give a batch of two patches with lesions in both, and a contrast for each lesion."""
     image, label = (torch.cat([part, part.flip(3)]) for part in (organ_phantom.image, organ_phantom.label))
-    section = planting_section(make_section(), 3)
+    section = always_planting(make_section(), 3)
     rng = torch.Generator().manual_seed(2)
     chance = draw(2, 3, CANDIDATES, rng)
     proposals = Proposer(section, organ_phantom.spacing_mm, [0.0])(image, label, chance)
     lesions = Cutter(RECIPE, FRAME, organ_phantom.spacing_mm, 0).synthetic(proposals.lesions, section.targets, rng)
-    assert len(lesions.lesions) > 4 and {one.proposal.sample for one in lesions.lesions} == {0, 1}
+    assert len(lesions.lesions) > 4 and {one.proposal.site.sample for one in lesions.lesions} == {0, 1}
     contrast = -40 * lesions.support + torch.randn(lesions.support.shape, generator=rng)
     return image, lesions.lesions, contrast
 
@@ -67,12 +67,12 @@ def test_a_gradient_reaches_every_lesion_s_contrast(placed, patch, spacing):
 def test_a_lesion_is_written_where_it_may_change_its_patch_and_nowhere_else(placed):
     image, lesions, contrast = placed
     for one, drawn in zip(lesions, contrast):
-        planted, before = make_judge().plant(image, one, torch.full_like(drawn, -40.0)), image[one.proposal.sample]
+        planted, before = make_judge().plant(image, one, torch.full_like(drawn, -40.0)), image[one.proposal.site.sample]
         allowed = torch.zeros_like(before[0], dtype=torch.bool)
-        allowed[one.proposal.box.slices()] = support(one.proposal.region)
+        allowed[one.proposal.site.box.slices()] = support(one.proposal.region)
         assert torch.equal(planted[0, 0][~allowed], before[0][~allowed])
         inside = torch.zeros_like(allowed)
-        inside[one.proposal.box.slices()] = one.proposal.lesion
+        inside[one.proposal.site.box.slices()] = one.proposal.lesion
         assert float((planted[0, 0] - before[0])[inside].median()) == pytest.approx(-40, abs=0.1)
 
 

@@ -43,8 +43,8 @@ def moved(region, order):
     """Give a region with its axes in another order."""
     volumes = [getattr(region, name).permute(order) for name in ("hu", "host", "allowed", "distance_mm")]
     offsets = region.offsets_mm.permute(*order, 3)[..., list(order)]
-    fold, spacing = (tuple(values[axis] for axis in order) for values in (region.fold, region.spacing_mm))
-    return Region(*volumes, fold, offsets, spacing)
+    subvoxels, spacing = (tuple(values[axis] for axis in order) for values in (region.subvoxels, region.spacing_mm))
+    return Region(*volumes, subvoxels, offsets, spacing)
 
 
 def test_equal_spacing_leaves_every_bit_and_pads_behind():
@@ -102,7 +102,7 @@ def test_an_untrained_lite_equals_texture(region):
 
 def test_lite_sees_the_texture_lesion_the_distance_the_host_the_noise_and_the_draw():
     region = make_region(radius_mm=8.0)
-    look = make_look(diameter_mm=16.0, contrast=0.5, u0=0.25)
+    look = make_look(diameter_mm=16.0, contrast=0.5, rim=0.25)
     seen = lite_inputs(region, Texture(), look, make_grid(region, ISOTROPIC, 4), WINDOW)
     image, base, distance, host, noise = seen.inputs[0]
     assert torch.equal(image, ((seen.hu + seen.base_contrast)[0, 0] + 175) / 425)
@@ -191,12 +191,12 @@ def formula_network(channels):
 def small_region(radius_mm=5.0, spacing_mm=1.5):
     """Give a region of 16 voxels along each axis."""
     region = anisotropic_region((16, 16, 16), (spacing_mm,) * 3, radius_mm, (7.5, 7.5, 7.5))
-    return region._replace(distance_mm=region.offsets_mm.norm(dim=-1) - radius_mm, fold=(1, 1, 1))
+    return region._replace(distance_mm=region.offsets_mm.norm(dim=-1) - radius_mm, subvoxels=(1, 1, 1))
 
 
 @pytest.mark.parametrize(("sign", "activation"), [(-1, "tanh"), (1, "sigmoid")])
 def test_freetumor_follows_the_published_insertion_law(sign, activation):
-    region, look = small_region(), make_look(diameter_mm=10.0, u0=0.0, u1=0.1, u2=0.1)
+    region, look = small_region(), make_look(diameter_mm=10.0, rim=0.0, necrosis=0.1, enhancement=0.1)
     network = formula_network(3)
     inputs = freetumor_inputs(region, look, make_grid(region, ISOTROPIC, 8), WINDOW)
     contrast = freetumor_contrast(network, inputs, sign, activation, 1)
@@ -210,7 +210,7 @@ def test_freetumor_follows_the_published_insertion_law(sign, activation):
 
 
 def test_the_abdomen_darkens_and_the_chest_brightens():
-    region, look = small_region(), make_look(diameter_mm=10.0, u0=0.0)
+    region, look = small_region(), make_look(diameter_mm=10.0, rim=0.0)
     network = formula_network(3)
     with torch.no_grad():
         network.out_tr.final_conv.bias[2] = 4.0
@@ -234,11 +234,13 @@ def test_the_published_texture_has_its_mean_its_range_and_is_fixed_to_the_lesion
     region = anisotropic_region()
     means = []
     for uniform in (0.0, 0.999):
-        texture = sampled_texture(make_look(u1=0.5, u2=0.1, u3=uniform), make_grid(region, ISOTROPIC, 8))
+        texture = sampled_texture(
+            make_look(necrosis=0.5, enhancement=0.1, matter=uniform), make_grid(region, ISOTROPIC, 8)
+        )
         means.append(float(texture[texture > 0.12].mean()))
         assert float(texture.min()) >= 0 and float(texture.max()) <= 1
     assert means == pytest.approx([0.5, 0.55], abs=0.02)
-    looks = [make_look(u1=0.5), make_look(u1=0.5), make_look(u1=0.9)]
+    looks = [make_look(necrosis=0.5), make_look(necrosis=0.5), make_look(necrosis=0.9)]
     first, again, other = (sampled_texture(look, make_grid(region, ISOTROPIC, 8)) for look in looks)
     assert torch.equal(first, again) and not torch.allclose(first, other, atol=0.05)
 
@@ -266,7 +268,7 @@ def test_a_batch_equals_its_singles_and_other_samples_stay_bit_for_bit(organ_pha
     label = torch.cat([organ_phantom.label, organ_phantom.label.flip(3), torch.zeros_like(organ_phantom.label)])
     draw = synthesizer.draw(3, torch.Generator().manual_seed(5))
     whole = synthesizer(image, label, draw)
-    assert {lesion.sample for lesion in whole.lesions} == {0, 1}
+    assert {lesion.site.sample for lesion in whole.lesions} == {0, 1}
     assert torch.equal(whole.image[2], image[2]) and torch.equal(whole.label[2], label[2])
     assert torch.equal(whole.image[label != 1], image[label != 1])
     for i in range(2):
@@ -282,7 +284,7 @@ def test_only_voxels_of_the_host_near_the_lesion_change(organ_phantom, generator
     near = torch.zeros_like(organ_phantom.label, dtype=torch.bool)
     propose = Proposer(section, spacing_mm, [generator.window_mm])
     for proposal in propose(organ_phantom.image, organ_phantom.label, draw).lesions:
-        near[(0, 0, *proposal.box.slices())] |= support(proposal.region)
+        near[(0, 0, *proposal.site.box.slices())] |= support(proposal.region)
     changed = result.image != organ_phantom.image
     assert changed.any() and not (changed & ~near).any()
     again = synthesizer(organ_phantom.image, organ_phantom.label, draw)

@@ -9,8 +9,9 @@ from nnunetv2_freetumor.intensity import Intensity
 from nnunetv2_freetumor.pages import sheets
 from nnunetv2_freetumor.pages.sheets import Picture, lesion_sheet, pictures_of, window_hu
 from nnunetv2_freetumor.synthesis import compose
-from nnunetv2_freetumor.synthesis.planted import BeforeAfter, Place, measure_planted
-from nnunetv2_freetumor.synthesis.synthesizer import COUNTS, JUDGED, Lesion
+from nnunetv2_freetumor.synthesis.planted import Aim, BeforeAfter, measure_planted
+from nnunetv2_freetumor.synthesis.planter import COUNTS, JUDGED, Lesion
+from nnunetv2_freetumor.synthesis.region import Site
 from nnunetv2_freetumor.synthesis.volume import Box
 from nnunetv2_freetumor.training import figures
 from nnunetv2_freetumor.training.figures import batch_preview, counts_curve
@@ -33,12 +34,12 @@ def make_change():
     return BeforeAfter(before, after, label, np.where(lesions, 2, label).astype(np.int16))
 
 
-PLACES = [Place((6.0, 12.0, 12.0), 14.0, "large"), Place((6.0, 28.0, 28.0), 8.0, "small")]
+AIMS = [Aim((6.0, 12.0, 12.0), 14.0, "large"), Aim((6.0, 28.0, 28.0), 8.0, "small")]
 
 
 def test_lesions_are_measured_from_the_voxels():
     change = make_change()
-    large, small = measure_planted(change, PLACES, SPACING_MM)
+    large, small = measure_planted(change, AIMS, SPACING_MM)
     assert (large.name, small.name) == ("large", "small")
     assert large.volume_mm3 == 3.0 * ball(change.before_hu.shape, (6, 12, 12), 7).sum()
     assert large.diameter_mm == pytest.approx(14, abs=0.6) and small.diameter_mm == pytest.approx(8, abs=0.6)
@@ -49,13 +50,13 @@ def test_lesions_are_measured_from_the_voxels():
 def test_islands_belong_to_the_nearest_place():
     change = make_change()
     change.label_after[6, 12, 22] = 2
-    large, small = measure_planted(change, PLACES, SPACING_MM)
+    large, small = measure_planted(change, AIMS, SPACING_MM)
     assert large.volume_mm3 == 3.0 * (ball(change.before_hu.shape, (6, 12, 12), 7).sum() + 1)
 
 
 def test_a_place_without_voxels_is_left_out():
-    nowhere = Place((0.0, 0.0, 0.0), 1e-3, "nowhere")
-    assert [lesion.name for lesion in measure_planted(make_change(), [*PLACES, nowhere], SPACING_MM)] == [
+    nowhere = Aim((0.0, 0.0, 0.0), 1e-3, "nowhere")
+    assert [lesion.name for lesion in measure_planted(make_change(), [*AIMS, nowhere], SPACING_MM)] == [
         "large",
         "small",
     ]
@@ -66,7 +67,7 @@ def test_a_lesion_in_unlabeled_tissue_is_compared_with_its_own_place():
     change = change._replace(
         label_before=np.zeros_like(change.label_before), label_after=np.where(change.label_after == 2, 2, 0)
     )
-    assert measure_planted(change, PLACES, SPACING_MM)[0].host_hu == 100
+    assert measure_planted(change, AIMS, SPACING_MM)[0].host_hu == 100
 
 
 @pytest.mark.parametrize("host_hu, window", [(104.0, (-75, 275)), (52.0, (-125, 225)), (-800.0, (-1350, 150))])
@@ -75,7 +76,7 @@ def test_the_window_is_the_organs(host_hu, window):
 
 
 def test_size_and_contrast_are_printed():
-    captions = [picture.caption for picture in pictures_of(make_change(), PLACES, SPACING_MM)]
+    captions = [picture.caption for picture in pictures_of(make_change(), AIMS, SPACING_MM)]
     assert captions == ["large   14.2 mm   -50 HU", "small   8.0 mm   -50 HU"]
 
 
@@ -116,7 +117,7 @@ def test_a_picture_is_hung_upright_whatever_the_axes(direction, transpose):
 
 
 def test_a_sheet_has_one_row_for_each_lesion(tmp_path):
-    pictures = pictures_of(make_change(), PLACES, SPACING_MM)
+    pictures = pictures_of(make_change(), AIMS, SPACING_MM)
     for count in (1, 2):
         lesion_sheet(pictures[:count], tmp_path / f"{count}.png", "title")
     one, two = (matplotlib.image.imread(tmp_path / f"{count}.png") for count in (1, 2))
@@ -130,7 +131,7 @@ def test_thick_slices_keep_their_proportion(monkeypatch):
         sheets.Axes, "contour", lambda self, x, y, mask, **_: drawn.append((np.ptp(x), np.ptp(y), mask))
     )
     monkeypatch.setattr(sheets, "save_figure", lambda *_: None)
-    lesion_sheet(pictures_of(make_change(), PLACES, SPACING_MM)[:1], "unused.png")
+    lesion_sheet(pictures_of(make_change(), AIMS, SPACING_MM)[:1], "unused.png")
     for width_mm, height_mm, mask in drawn:
         rows, columns = (np.flatnonzero(mask[..., :22, :22].any(axis)) for axis in (1, 0))
         high = np.ptp(rows) * height_mm / (mask.shape[0] - 1)
@@ -146,8 +147,8 @@ def test_a_batch_is_drawn_from_z_scores(monkeypatch):
     kept, box = torch.tensor(True), Box((0, 0, 0), (12, 40, 40))
     stayed = compose.Change(kept, *torch.zeros(3))
     lesions = [
-        Lesion(0, 0, [6.0, 12.0, 12.0], 14.0, box, stayed, kept),
-        Lesion(0, 0, [6.0, 28.0, 28.0], 8.0, box, stayed._replace(kept=~kept), kept),
+        Lesion(Site(0, 0, [6.0, 12.0, 12.0], 14.0, box), stayed, kept),
+        Lesion(Site(0, 0, [6.0, 28.0, 28.0], 8.0, box), stayed._replace(kept=~kept), kept),
     ]
     drawn = []
     monkeypatch.setattr(figures, "lesion_sheet", lambda pictures, *_: drawn.extend(pictures))

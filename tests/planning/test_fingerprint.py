@@ -18,7 +18,7 @@ LIVER_TARGET = Target(
 
 
 def measure(folders, targets=(LIVER_TARGET,), processes=1):
-    cache = folders.preprocessed / fingerprint.FILE
+    cache = folders.preprocessed / fingerprint.FINGERPRINT_FILE
     return fingerprint.measure_dataset(folders.raw, folders.dataset_json, targets, cache, processes)
 
 
@@ -111,19 +111,19 @@ def test_the_result_is_kept_until_a_file_or_the_roles_change(folders, monkeypatc
 
 def test_the_cache_is_plain_json_and_nothing_half_written_stays(folders, monkeypatch):
     measured = measure(folders.add_organs(1))
-    known = json.loads((folders.preprocessed / fingerprint.FILE).read_text(), parse_constant=pytest.fail)
+    known = json.loads((folders.preprocessed / fingerprint.FINGERPRINT_FILE).read_text(), parse_constant=pytest.fail)
     assert known["fingerprint"] == measured
     os.utime(folders.raw / "labelsTr" / "case_0.nii.gz", (1, 1))
     monkeypatch.setattr(fingerprint, "_measure_files", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         measure(folders)
-    assert [path.name for path in folders.preprocessed.iterdir()] == [fingerprint.FILE]
+    assert [path.name for path in folders.preprocessed.iterdir()] == [fingerprint.FINGERPRINT_FILE]
 
 
 @pytest.mark.slow
 def test_several_processes_measure_the_same_and_pass_errors_on(folders):
     one = measure(folders.add_organs(2), processes=1)
-    (folders.preprocessed / fingerprint.FILE).unlink()
+    (folders.preprocessed / fingerprint.FINGERPRINT_FILE).unlink()
     assert measure(folders, processes=2) == one
     image, label = organ_case(0)
     image[0, 0, 0] = np.nan

@@ -92,7 +92,7 @@ def test_before_preprocessing_the_window_is_widened_and_then_keeps_host_and_lesi
     assert span_hu / properties["std"] <= 6 + 1e-6
     label_free.preprocess()
     assert planning.section_for_training(plans, label_free.dataset_json) == section_of(label_free)
-    assert planning.check_dataset("101") == []
+    assert planning.dataset_problems("101") == []
 
 
 def test_planning_again_does_not_widen_again(label_free):
@@ -116,20 +116,20 @@ def test_after_preprocessing_plan_doctor_and_trainer_show_the_commands_that_repa
     with pytest.raises(ValueError, match="hides tumors") as error:
         planning.section_for_training(label_free.plans, label_free.dataset_json)
     assert commands in str(error.value)
-    assert any("no freetumor section" in problem for problem in planning.check_dataset("101"))
+    assert any("no freetumor section" in problem for problem in planning.dataset_problems("101"))
 
 
 def test_widen_window_writes_it_and_training_waits_for_new_data(label_free, capsys):
     folder = label_free.preprocess()
     planning.plan_command("101", widen=True)
     command = "nnUNetv2_preprocess -d 101 -plans_name nnUNetPlans -c 3d_fullres"
-    assert f"Preprocess anew:\n  {command}" in capsys.readouterr().out
+    assert f"Preprocess again:\n  {command}" in capsys.readouterr().out
     with pytest.raises(ValueError, match=f"3d_fullres are older than the widened clip window.*\n  {command}"):
         planning.section_for_training(label_free.plans, label_free.dataset_json)
-    assert any("older than the widened" in problem for problem in planning.check_dataset("101"))
+    assert any("older than the widened" in problem for problem in planning.dataset_problems("101"))
     os.utime(folder / "case_0.pkl", (time.time() + 1,) * 2)
     planning.section_for_training(label_free.plans, label_free.dataset_json)
-    assert planning.check_dataset("101") == []
+    assert planning.dataset_problems("101") == []
 
 
 def test_widen_window_leaves_a_window_that_fits(folders):
@@ -142,7 +142,7 @@ def test_plans_that_share_the_data_with_another_window_are_named(label_free, cap
     label_free.plan(window_hu=(88.0, 132.0), name="nnUNetResEncUNetLPlans")
     planning.plan_command("101")
     assert "nnUNetResEncUNetLPlans.json uses the same preprocessed data as nnUNetPlans.json" in capsys.readouterr().out
-    assert any("uses the same preprocessed data" in problem for problem in planning.check_dataset("101"))
+    assert any("uses the same preprocessed data" in problem for problem in planning.dataset_problems("101"))
 
 
 def test_a_label_free_lung_needs_a_window_up_to_soft_tissue(tmp_path):
@@ -220,7 +220,7 @@ def test_missing_folders_datasets_and_plans_are_refused_with_the_way_out(folders
     with pytest.raises(ValueError, match="Could not find a dataset with the ID 7"):
         planning.plan_command("7")
     with pytest.raises(
-        ValueError, match="nnUNetPlans.json is not there. Run 'nnUNetv2_plan_and_preprocess -d 101 --no_pp'"
+        ValueError, match="nnUNetPlans.json does not exist. Run 'nnUNetv2_plan_and_preprocess -d 101 --no_pp'"
     ):
         planning.plan_command("101")
     folders.plan(name="OtherPlans")

@@ -98,7 +98,7 @@ def test_order_of_labels_and_number_of_regions_do_not_matter():
             ["background", "liver", "primary tumor", "metastasis"],
             "tumor of the liver ('primary tumor' or 'metastasis')",
         ),
-        ({"background": 0, "kidney": [1, 2, 3], "masses": [2, 3]}, "tumor of the kidney ('masses') cannot be told"),
+        ({"background": 0, "kidney": [1, 2, 3], "masses": [2, 3]}, "tumor of the kidney ('masses') is unclear"),
     ],
 )
 def test_what_stays_ambiguous_shows_the_names_and_the_lines_to_add(labels, problem):
@@ -128,11 +128,11 @@ def test_the_lines_that_the_error_shows_settle_it():
             "no bundled prior 'spleen'; choose one of covid19",
         ),
         ([{"prior": "liver", "organ": ["liver"], "tumor": "tumor"}], "which is not of the form below"),
-        ([{"prior": "liver", "host": ["tumor"], "tumor": "tumor"}], "need a tumor of one label and a host beside it"),
-        ([{"prior": "liver", "tumor": "tumor"}], "need a tumor of one label and a host beside it"),
+        ([{"prior": "liver", "host": ["tumor"], "tumor": "tumor"}], "need a tumor of one label and a host"),
+        ([{"prior": "liver", "tumor": "tumor"}], "need a tumor of one label and a host"),
     ],
 )
 def test_lines_that_do_not_fit_are_refused(given, problem):
-    with pytest.raises(ValueError, match="Say which is which|choose one of") as error:
+    with pytest.raises(ValueError, match="Assign them with a line|choose one of") as error:
         read(["background", "liver", "tumor"], given=given)
     assert problem in str(error.value)

@@ -24,7 +24,7 @@ MAIN = "import sys; from nnunetv2_freetumor.cli import main; sys.exit(main(sys.a
 KILLED_AND_HELD = """
 import os, signal, time
 from pathlib import Path
-from nnunetv2_freetumor import pool
+from nnunetv2_freetumor.pool import store as pool
 
 killed, go = Path({root!r}, "killed"), Path({root!r}, "go")
 save_case = vars(pool).setdefault("save_case", pool.nnUNetDatasetBlosc2.save_case)  # dask loads this file twice

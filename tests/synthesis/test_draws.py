@@ -6,7 +6,7 @@ import torch
 from scipy.stats import kstest, truncnorm
 
 from nnunetv2_freetumor.plan import Prior, Section, SizeClass, Target
-from nnunetv2_freetumor.synthesis.draws import diameter_mm, draw, probability
+from nnunetv2_freetumor.synthesis.draws import diameter_of, draw, probability
 
 NORMAL = SizeClass(distribution="log_normal", weight=0.5, min_mm=4.0, max_mm=40.0, ln_mm_mean=2.4, ln_mm_sd=0.7)
 UNIFORM = SizeClass(distribution="log_uniform", weight=0.5, min_mm=6.0, max_mm=30.0)
@@ -16,7 +16,7 @@ def drawn(*sizes, count=600):
     """Draw diameters (ln mm)."""
     prior = Prior(name="test", sizes=sizes)
     rolls = torch.rand(count, 2, generator=torch.Generator().manual_seed(3))
-    return [math.log(diameter_mm(prior, roll)) for roll in rolls]
+    return [math.log(diameter_of(prior, roll)) for roll in rolls]
 
 
 def test_log_normal_sizes_are_cut_at_their_bounds_without_piling_up_there():
@@ -38,8 +38,11 @@ def test_size_classes_are_drawn_by_their_weights():
 def test_each_sample_of_a_draw_can_be_replayed_alone():
     whole = draw(3, 2, 5, torch.Generator().manual_seed(9))
     one = whole.sample(1)
-    assert torch.equal(one.texture[0], whole.texture[1]) and torch.equal(one.shape.control[0], whole.shape.control[1])
-    assert one.decide.shape == (1, 3) and not torch.equal(whole.decide[0], whole.decide[1])
+    assert torch.equal(one.look.noise[0], whole.look.noise[1]) and torch.equal(
+        one.shape.control[0], whole.shape.control[1]
+    )
+    assert one.decision.plant.shape == (1,) and float(one.decision.plant) == float(whole.decision.plant[1])
+    assert len(set(whole.decision.plant.tolist())) == 3
 
 
 def test_at_least_the_untouched_share_of_tumor_free_patches_stays_untouched():

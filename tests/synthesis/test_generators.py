@@ -6,7 +6,7 @@ from synthesis_examples import SIZE, make_look, make_region
 
 from nnunetv2_freetumor.intensity import RAW_CT
 from nnunetv2_freetumor.plan import Texture
-from nnunetv2_freetumor.synthesis.compose import compose
+from nnunetv2_freetumor.synthesis.compose import Where, compose
 from nnunetv2_freetumor.synthesis.region import TAIL_MM, support, visibility
 from nnunetv2_freetumor.synthesis.texture import analyze, texture_contrast
 
@@ -52,7 +52,7 @@ def test_heterogeneity_does_not_use_up_a_small_lesions_contrast(seed):
     region = make_region(noise_hu=0.0, radius_mm=4.5, spacing_mm=1.5)
     tiles = torch.randn(2, 24, 24, 24, generator=torch.Generator().manual_seed(seed))
     texture = Texture(k_sd=0.0, coarse_hu=20.0)
-    change = texture_contrast(region, texture, make_look(diameter_mm=9.0, u0=0.99)._replace(tiles=tiles))
+    change = texture_contrast(region, texture, make_look(diameter_mm=9.0, rim=0.99)._replace(noise=tiles))
     assert -26 < float(change[region.distance_mm < 0].mean()) < -20
 
 
@@ -104,7 +104,7 @@ def test_necrotic_centers_are_darker_than_the_core():
     region = make_region(noise_hu=0.0, radius_mm=14.0)
     texture = Texture(k_sd=0.0, fine_hu=0.0, coarse_hu=0.0, rim_hu=0.0, necrotic_share=0.5)
     solid = texture_contrast(region, texture, make_look(diameter_mm=28.0))
-    necrotic = texture_contrast(region, texture, make_look(diameter_mm=28.0, u1=0.1))
+    necrotic = texture_contrast(region, texture, make_look(diameter_mm=28.0, necrosis=0.1))
     center = region.distance_mm < -12
     assert float((necrotic - solid)[center].mean()) < -15
     assert float((region.hu + necrotic)[center].mean()) > 5
@@ -113,7 +113,7 @@ def test_necrotic_centers_are_darker_than_the_core():
 def test_rim_enhancing_lesions_have_a_brighter_ring():
     region = make_region(noise_hu=0.0, radius_mm=14.0)
     texture = Texture(k_sd=0.0, fine_hu=0.0, coarse_hu=0.0, rim_hu=0.0, rim_enhancing_share=0.5)
-    change = texture_contrast(region, texture, make_look(diameter_mm=28.0, u2=0.1))
+    change = texture_contrast(region, texture, make_look(diameter_mm=28.0, enhancement=0.1))
     ring = (region.distance_mm > -5) & (region.distance_mm < -3)
     assert float(change[ring].mean() - change[region.distance_mm < -9].mean()) > 15
 
@@ -133,7 +133,7 @@ def test_ground_glass_fills_a_share_of_the_lung_and_nothing_beyond_soft_tissue()
 def test_part_solid_nodules_have_a_solid_core_in_ground_glass():
     region = make_region(hu=-820.0, noise_hu=5.0, radius_mm=12.0)
     texture = Texture(k_mean=1.0, k_sd=0.0, part_solid_share=1.0, opacity=(0.3, 0.3), coarse_hu=0.0, rim_hu=0.0)
-    after = region.hu + texture_contrast(region, texture, make_look(diameter_mm=24.0, u5=0.0))
+    after = region.hu + texture_contrast(region, texture, make_look(diameter_mm=24.0, depth=0.0))
     assert float(after[region.distance_mm < -10.5].mean()) > -150
     shell = (region.distance_mm > -4) & (region.distance_mm < -3)
     assert -750 < float(after[shell].mean()) < -400
@@ -159,8 +159,8 @@ def test_a_rejected_lesion_changes_no_bit():
     image, label = torch.randn(6, 6, 6), torch.ones(6, 6, 6, dtype=torch.int16)
     before = image.clone(), label.clone()
     everything = torch.ones(6, 6, 6, dtype=torch.bool)
-    arguments = (torch.full((6, 6, 6), -30.0), everything, everything)
-    change = compose(image, label, *arguments, torch.tensor(False), 2, RAW_CT)
+    contrast_hu, where = torch.full((6, 6, 6), -30.0), Where(everything, everything, keep=torch.tensor(False))
+    change = compose(image, label, contrast_hu, where, 2, RAW_CT)
     assert torch.equal(image, before[0]) and torch.equal(label, before[1]) and not change.kept
-    change = compose(image, label, *arguments, torch.tensor(True), 2, RAW_CT)
+    change = compose(image, label, contrast_hu, where._replace(keep=torch.tensor(True)), 2, RAW_CT)
     assert torch.equal(image, before[0] - 30) and (label == 2).all() and int(change.voxels) == 216

@@ -37,23 +37,23 @@ def _distance(body: Body, spacing_mm, off_grid=(0.0, 0.0, 0.0), margin: int = 2)
     size = tuple(2 * (math.ceil(reach / step) + margin) + 1 for reach, step in zip(body.reach_mm, spacing_mm))
     center = [(n - 1) / 2 + off for n, off in zip(size, off_grid)]
     offsets = offsets_mm(Box((0, 0, 0), size), center, spacing_mm, (1, 1, 1), torch.device("cpu"))
-    return shapes.signed_distance_mm(body, offsets)
+    return shapes.signed_distance_mm(body.surface, offsets)
 
 
 def _surface_mm(body: Body, seed: int, count: int = 20_000) -> torch.Tensor:
     """Give points on the surfaces of the main body and its lobes, in directions of our own."""
     directions = torch.randn(count, 3, generator=torch.Generator().manual_seed(seed))
     directions /= directions.norm(dim=1, keepdim=True)
-    radius = (-sample_grid(body.field, directions.reshape(-1, 1, 1, 3))).exp().reshape(-1, 1)
-    local = (directions * radius * body.axes_mm) @ body.rotation
-    return torch.cat([center + scale * local for center, scale in zip(body.centers_mm, body.scales)])
+    radius = (-sample_grid(body.surface.field, directions.reshape(-1, 1, 1, 3))).exp().reshape(-1, 1)
+    local = (directions * radius * body.surface.axes_mm) @ body.surface.rotation
+    return torch.cat([center + scale * local for center, scale in zip(body.surface.centers_mm, body.surface.scales)])
 
 
 def test_the_same_draw_gives_the_same_body() -> None:
     first, second = _body(3, 18.0), _body(3, 18.0)
-    for one, other in zip(first, second):
+    for one, other in zip((*first.surface, *first[1:]), (*second.surface, *second[1:])):
         assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
-    assert not torch.equal(first.field, _body(4, 18.0).field)
+    assert not torch.equal(first.surface.field, _body(4, 18.0).surface.field)
 
 
 @pytest.mark.parametrize("diameter_mm", [4.0, 12.0, 30.0, 90.0])
@@ -84,8 +84,8 @@ def test_a_single_body_has_no_hole_at_all() -> None:
 
 def test_two_diameters_of_one_draw_are_scaled_copies() -> None:
     small, large = _body(5, 10.0), _body(5, 25.0)
-    assert torch.allclose(large.axes_mm, 2.5 * small.axes_mm, rtol=1e-4)
-    assert torch.allclose(large.centers_mm, 2.5 * small.centers_mm, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(large.surface.axes_mm, 2.5 * small.surface.axes_mm, rtol=1e-4)
+    assert torch.allclose(large.surface.centers_mm, 2.5 * small.surface.centers_mm, rtol=1e-4, atol=1e-4)
     assert large.reach_mm == pytest.approx([2.5 * reach for reach in small.reach_mm], rel=1e-4)
     assert torch.equal(_distance(small, (1.0, 1.0, 2.0)) < 0, _distance(large, (2.5, 2.5, 5.0)) < 0)
 
@@ -99,16 +99,16 @@ def test_roughness_is_interpolated_between_its_two_diameters() -> None:
 def test_the_signed_distance_is_zero_on_the_surface_and_negative_inside() -> None:
     body = _body(6, 24.0, Shape(coarse_cells=4, fine_cells=6, lobe_odds=(0.0, 0.0)))
     surface = _surface_mm(body, seed=1, count=500).reshape(-1, 1, 1, 3)
-    assert shapes.signed_distance_mm(body, surface).abs().max() < 1e-3
-    assert shapes.signed_distance_mm(body, 0.9 * surface).max() < 0
-    assert shapes.signed_distance_mm(body, 1.1 * surface).min() > 0
+    assert shapes.signed_distance_mm(body.surface, surface).abs().max() < 1e-3
+    assert shapes.signed_distance_mm(body.surface, 0.9 * surface).max() < 0
+    assert shapes.signed_distance_mm(body.surface, 1.1 * surface).min() > 0
 
 
 def test_the_signed_distance_of_a_smooth_sphere_is_exact() -> None:
     sphere = Shape(elongation_logit=(20.0, 0.0), flatness_logit=(20.0, 0.0), roughness=(0.0, 0.0), lobe_odds=(0.0, 0.0))
     body = _body(0, 20.0, sphere)
     offsets = torch.tensor([[0.0, 0.0, 6.0], [8.0, 0.0, 0.0], [0.0, 10.0, 0.0], [6.0, 0.0, 8.0], [0.0, 0.0, 13.0]])
-    found = shapes.signed_distance_mm(body, offsets.reshape(-1, 1, 1, 3)).flatten()
+    found = shapes.signed_distance_mm(body.surface, offsets.reshape(-1, 1, 1, 3)).flatten()
     assert torch.allclose(found, offsets.norm(dim=1) - 10.0, atol=1e-3)
 
 
@@ -124,7 +124,7 @@ def test_reach_and_radius_enclose_the_surface() -> None:
 def test_interior_points_lie_inside_and_spread_over_the_lesion() -> None:
     for seed in range(20):
         body = _body(seed, 20.0)
-        assert shapes.signed_distance_mm(body, body.interior_mm.reshape(-1, 1, 1, 3)).max() < 0.05
+        assert shapes.signed_distance_mm(body.surface, body.interior_mm.reshape(-1, 1, 1, 3)).max() < 0.05
         mask = _distance(body, (1.0, 1.0, 1.0)) < 0
         voxels = mask.nonzero() - (torch.tensor(mask.shape) - 1) / 2
         assert torch.allclose(body.interior_mm.mean(0), voxels.mean(0), atol=0.12 * 20)

@@ -150,7 +150,7 @@ def test_lesions_have_the_drawn_volume_and_two_voxels_along_each_axis(organ_phan
         for lesion in result.lesions:
             voxels = torch.nonzero(result.label == TUMOR)[:, 2:]
             assert (voxels.amax(0) - voxels.amin(0) + 1).min() >= 2
-            ratios.append(float(lesion.change.voxels) * 12.0 / (torch.pi / 6 * lesion.diameter_mm**3))
+            ratios.append(float(lesion.change.voxels) * 12.0 / (torch.pi / 6 * lesion.site.diameter_mm**3))
     assert 0.8 < torch.tensor(ratios).median() < 1.1
 
 

@@ -59,7 +59,7 @@ def test_subvoxel_offsets_average_to_the_voxel_offsets():
     fine = volume.offsets_mm(box, [3.2, 5.0, 6.1], SPACING_MM, (3, 1, 2), torch.device("cpu"))
     coarse = volume.offsets_mm(box, [3.2, 5.0, 6.1], SPACING_MM, (1, 1, 1), torch.device("cpu"))
     for axis in range(3):
-        assert torch.allclose(volume.pool(fine[..., axis], (3, 1, 2)), coarse[..., axis], atol=1e-5)
+        assert torch.allclose(volume.mean_of_subvoxels(fine[..., axis], (3, 1, 2)), coarse[..., axis], atol=1e-5)
     assert coarse[0, 0, 0].tolist() == pytest.approx([(2 - 3.2) * 3.0, (3 - 5.0) * 1.0, (4 - 6.1) * 0.7])
 
 

@@ -165,15 +165,15 @@ def test_replacing_reaches_into_containers_and_leaves_the_originals_alone():
 @pytest.mark.parametrize("kind", KINDS)
 def test_nnunets_default_transforms_are_allowed_on_cuda(trainer, kind):
     half = augmentation.split(_host_transforms(trainer, **KINDS[kind])).device
-    augmentation.check_device(half, CUDA, trainer.__name__)
+    augmentation.check_transforms(half, CUDA, trainer.__name__)
 
 
 def test_transforms_that_compute_on_the_cpu_are_refused_by_name_on_cuda_only():
     half = augmentation.split(_host_transforms(nnUNetTrainerDA5)).device
     named = "BrightnessGradientAdditiveTransform, LocalGammaTransform, MedianFilterTransform compute on the CPU"
     with pytest.raises(ValueError, match=f"nnUNetTrainerDA5 cannot augment on a CUDA device: {named}"):
-        augmentation.check_device(half, CUDA, "nnUNetTrainerDA5")
-    augmentation.check_device(half, torch.device("cpu"), "nnUNetTrainerDA5")
+        augmentation.check_transforms(half, CUDA, "nnUNetTrainerDA5")
+    augmentation.check_transforms(half, torch.device("cpu"), "nnUNetTrainerDA5")
 
 
 def test_an_unknown_transform_is_refused_on_cuda_until_its_class_is_added(monkeypatch):
@@ -184,9 +184,9 @@ def test_an_unknown_transform_is_refused_on_cuda_until_its_class_is_added(monkey
     with pytest.raises(
         ValueError, match="MyTransform.*add its class to nnunetv2_freetumor.training.augmentation.RUNS_ON_CUDA"
     ):
-        augmentation.check_device(half, CUDA, "Mine")
+        augmentation.check_transforms(half, CUDA, "Mine")
     monkeypatch.setattr(augmentation, "RUNS_ON_CUDA", augmentation.RUNS_ON_CUDA | {MyTransform})
-    augmentation.check_device(half, CUDA, "Mine")
+    augmentation.check_transforms(half, CUDA, "Mine")
 
 
 def test_transforms_that_are_no_flat_list_are_refused():

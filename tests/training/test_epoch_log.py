@@ -6,7 +6,7 @@ import pytest
 import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
-from nnunetv2_freetumor.synthesis.synthesizer import COUNTS
+from nnunetv2_freetumor.synthesis.planter import COUNTS
 from nnunetv2_freetumor.training import epoch_log
 
 COUNTED = dict.fromkeys(COUNTS, 0.0) | {
@@ -23,7 +23,7 @@ def logger(tmp_path):
 def test_counts_are_summed_over_batches_by_name():
     counts = epoch_log.EpochCounts()
     for value in (1.0, 2.0):
-        counts.add(torch.full((len(COUNTS),), value, dtype=torch.float64))
+        counts.add(dict.fromkeys(COUNTS, torch.tensor(value, dtype=torch.float64)))
     assert counts.read() == dict.fromkeys(COUNTS, 3.0)
 
 
@@ -69,7 +69,7 @@ def test_other_names_are_registered_and_read_under_a_key_of_their_own(logger):
 def test_the_log_lines_carry_the_counts_and_the_sizes():
     first, second = epoch_log.epoch_lines(COUNTED)
     assert first == (
-        "FreeTumor: of 500 samples 400 eligible, 150 planted, 20 without room, 15 with too faint a lesion; of 300 "
+        "FreeTumor: of 500 samples 400 eligible, 150 planted, 20 without room, 15 with a lesion too faint; of 300 "
         "tumor-free host patches 190 untouched"
     )
     assert second == (
@@ -89,7 +89,7 @@ def test_few_eligible_samples_warn():
 def test_saturated_lesions_warn_with_the_commands_that_widen():
     (text,) = epoch_log.warnings(COUNTED | {"saturated_voxels": 51.0}, "  nnUNetv2_freetumor plan -d 3 --widen-window")
     assert "5 % of the lesion voxels are saturated" in text
-    assert text.endswith("start this training again:\n  nnUNetv2_freetumor plan -d 3 --widen-window")
+    assert text.endswith("restart this training:\n  nnUNetv2_freetumor plan -d 3 --widen-window")
 
 
 def test_an_epoch_without_lesions_has_no_saturated_share():

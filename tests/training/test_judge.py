@@ -10,10 +10,12 @@ from torch import nn
 
 from nnunetv2_freetumor.intensity import RAW_CT, Intensity
 from nnunetv2_freetumor.plan import SizeClass
-from nnunetv2_freetumor.synthesis.gate import Finding, Verdict
+from nnunetv2_freetumor.synthesis.gate import Verdict
+from nnunetv2_freetumor.synthesis.proposals import Proposal
+from nnunetv2_freetumor.synthesis.region import Site
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
 from nnunetv2_freetumor.synthesis.volume import Box
-from nnunetv2_freetumor.training.judge import JudgeGate, resample
+from nnunetv2_freetumor.training.judge import JudgeGate, read_view
 
 
 def make_gate(segmenter, channels=(2,), spacing=(1.0, 1.0, 1.0), intensity=HU, **settings):
@@ -21,10 +23,11 @@ def make_gate(segmenter, channels=(2,), spacing=(1.0, 1.0, 1.0), intensity=HU, *
 
 
 def block(start, stop, diameter_mm=12.0, sample=0, center=None, target=0):
-    """Make a finding that fills a box."""
+    """Make a lesion that fills a box."""
     center = center or [(a + b - 1) / 2 for a, b in zip(start, stop)]
     size = [b - a for a, b in zip(start, stop)]
-    return Finding(sample, target, center, diameter_mm, Box(start, stop), torch.ones(*size, dtype=torch.bool))
+    site = Site(sample, target, center, diameter_mm, Box(start, stop))
+    return Proposal(site, region=None, look=None, lesion=torch.ones(*size, dtype=torch.bool), fits=torch.tensor(True))
 
 
 def scene(shape=(16, 16, 16), bright=((4, 8), (4, 8), (4, 7))):
@@ -80,8 +83,8 @@ def test_a_target_without_a_judge_is_not_judged():
 def test_lesions_that_share_a_window_are_looked_at_once():
     segmenter = make_segmenter(patch=(16, 16, 16))
     image = torch.cat([scene(), scene()])
-    findings = [block((4, 4, 4), (8, 8, 8)), block((9, 9, 9), (12, 12, 12)), block((4, 4, 4), (8, 8, 8), sample=1)]
-    verdicts = make_gate(segmenter)(image, findings)
+    proposals = [block((4, 4, 4), (8, 8, 8)), block((9, 9, 9), (12, 12, 12)), block((4, 4, 4), (8, 8, 8), sample=1)]
+    verdicts = make_gate(segmenter)(image, proposals)
     assert [len(shown) for shown in segmenter.network.seen] == [2]
     assert [float(verdict.recognized) for verdict in verdicts] == [0.75, 0.0, 0.75]
 
@@ -132,7 +135,7 @@ def test_at_another_spacing_a_lesion_keeps_its_share(judge_spacing):
 def test_resampling_to_the_same_spacing_is_cropping():
     image = torch.randn(1, 1, 9, 8, 7)
     for start in ((0, 0, 0), (2, -3, 4), (-2, 5, -1)):
-        same = resample(image, start, (1.0, 1.0, 1.0), (6, 7, 5))
+        same = read_view(image, start, (1.0, 1.0, 1.0), (6, 7, 5))
         torch.testing.assert_close(same, crop_and_pad_nd(image, [[a, a + n] for a, n in zip(start, (6, 7, 5))]))
 
 
@@ -175,9 +178,9 @@ class Refusing:
     def __init__(self, keeps):
         self.keeps, self.shown = keeps, []
 
-    def __call__(self, image, findings):
-        self.shown.append((image.clone(), findings))
-        kept = [torch.tensor(bool(self.keeps(finding))) for finding in findings]
+    def __call__(self, image, proposals):
+        self.shown.append((image.clone(), proposals))
+        kept = [torch.tensor(bool(self.keeps(proposal))) for proposal in proposals]
         return [Verdict(torch.tensor(0.8 if keep else 0.1), keep, keep) for keep in kept]
 
 
@@ -189,7 +192,7 @@ def plant(phantom, gate, batch=1, seed=3, **settings):
 
 
 def test_a_rejected_sample_returns_bit_for_bit_beside_one_that_stays(organ_phantom):
-    gate = Refusing(lambda finding: finding.sample == 1)
+    gate = Refusing(lambda proposal: proposal.site.sample == 1)
     result, image, label = plant(organ_phantom, gate, batch=2)
     assert torch.equal(result.image[0], image[0]) and torch.equal(result.label[0], label[0])
     assert not torch.equal(result.image[1], image[1]) and (result.label[1] == 2).any()
@@ -202,9 +205,9 @@ def test_a_rejected_sample_returns_bit_for_bit_beside_one_that_stays(organ_phant
 
 
 def test_judged_and_accepted_lesions_are_counted_by_size(organ_phantom):
-    result, *_ = plant(organ_phantom, Refusing(lambda finding: finding.diameter_mm < 10), batch=6)
+    result, *_ = plant(organ_phantom, Refusing(lambda proposal: proposal.site.diameter_mm < 10), batch=6)
     for name, within in (("<10 mm", lambda d: d < 10), ("10-20 mm", lambda d: 10 <= d < 20)):
-        number = sum(within(lesion.diameter_mm) for lesion in result.lesions if not lesion.recognized.isnan())
+        number = sum(within(lesion.site.diameter_mm) for lesion in result.lesions if not lesion.recognized.isnan())
         assert number and counted(result, f"judged {name}") == number
         assert counted(result, f"accepted {name}") == counted(result, name) == (number if name == "<10 mm" else 0)
 
@@ -212,7 +215,7 @@ def test_judged_and_accepted_lesions_are_counted_by_size(organ_phantom):
 def test_a_lesion_that_is_not_planted_is_not_judged(organ_phantom):
     small = (SizeClass(distribution="log_uniform", weight=1.0, min_mm=8.0, max_mm=9.0),)
     prior = dataclasses.replace(PRIOR, sizes=small, lesions_per_patch=(1.0,))
-    gate = Refusing(lambda finding: False)
+    gate = Refusing(lambda proposal: False)
     result, image, _ = plant(organ_phantom, gate, prior=prior, min_visibility=1e6)
     assert torch.equal(result.image, image)
     assert [counted(result, name) for name in ("too_faint", "rejected", "judged <10 mm")] == [1, 0, 0]
@@ -240,7 +243,7 @@ def test_a_batch_equals_its_singles_with_a_judge(organ_phantom):
     for i in range(3):
         single = synthesizer(image[i : i + 1], label[i : i + 1], draw.sample(i))
         assert torch.equal(single.image[0], whole.image[i]) and torch.equal(single.label[0], whole.label[i])
-        shares = [lesion.recognized for lesion in whole.lesions if lesion.sample == i]
+        shares = [lesion.recognized for lesion in whole.lesions if lesion.site.sample == i]
         assert [float(lesion.recognized) for lesion in single.lesions] == pytest.approx(
             list(map(float, shares)), abs=5e-3
         )

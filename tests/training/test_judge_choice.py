@@ -15,7 +15,7 @@ from nnunetv2_freetumor import trainer
 from nnunetv2_freetumor.experiments.bench.data import CONFIGURATION, DATASET, LABELS, PLANS
 from nnunetv2_freetumor.files.checkpoints import CHECKPOINT
 from nnunetv2_freetumor.plan import read_section
-from nnunetv2_freetumor.synthesis.synthesizer import ACCEPTED, JUDGED
+from nnunetv2_freetumor.synthesis.planter import ACCEPTED, JUDGED
 from nnunetv2_freetumor.training import epoch_log, judge_choice
 from nnunetv2_freetumor.training.judge import JudgeGate
 from nnunetv2_freetumor.training.segmenter import load_segmenter
@@ -135,7 +135,7 @@ def test_auto_without_a_finished_baseline_says_how_to_get_one(make_trainer):
 
 def test_off_means_off(baseline, make_trainer):
     gate, log = resolve(make(make_trainer, judge="off", **FEW))
-    assert gate is None and "no judge, as the plans' freetumor section or the start" in log
+    assert gate is None and "no judge, as set in the plans' freetumor section or when" in log
 
 
 def test_a_judge_of_few_tumors_is_off_with_a_warning(baseline, make_trainer):
@@ -198,39 +198,39 @@ def _log_epochs(made, shares):
     epoch_log.register(made.logger, 0)
     for epoch, share in enumerate(shares):
         for names, value in ((JUDGED, 20.0), (ACCEPTED, 20 * share)):
-            made.logger.log(epoch_log.KEY + names[0], value, epoch)
+            made.logger.log(epoch_log.COUNT_KEY + names[0], value, epoch)
 
 
 def test_a_size_that_the_judge_hardly_accepts_passes_from_the_next_epoch_on(baseline, make_trainer):
     made = make(make_trainer, **FEW)
-    made._synthesizer = made.make_synthesizer(read_section(made.plans_manager.plans["freetumor"]))
-    gate = made._synthesizer.gate
+    made.planter = made.make_synthesizer(read_section(made.plans_manager.plans["freetumor"]))
+    gate = made.planter.gate
     for shares in ([0.0, 0.2], [0.3, 0.3, 0.3], [0.8, 0.0, 0.6, 0.1, 0.8]):  # too few; just enough; unlucky epochs
         _log_epochs(made, shares)
-        assert epoch_log.ungate(made._synthesizer, made.logger) == [] and gate.ungated == frozenset()
+        assert epoch_log.ungate(made.planter, made.logger) == [] and gate.ungated == frozenset()
     _log_epochs(made, [0.3, 0.25, 0.2, 0.9])
-    (text,) = epoch_log.ungate(made._synthesizer, made.logger)
-    assert gate.ungated == {0} and epoch_log.ungate(made._synthesizer, made.logger) == []
+    (text,) = epoch_log.ungate(made.planter, made.logger)
+    assert gate.ungated == {0} and epoch_log.ungate(made.planter, made.logger) == []
     assert "the judge accepted only 25 % of the lesions of <10 mm, fewer than 30 % (min_accepted_share)" in text
 
 
 def test_a_size_that_is_rare_in_each_epoch_passes_once_enough_were_judged(baseline, make_trainer):
     made = make(make_trainer, **FEW)
-    made._synthesizer = made.make_synthesizer(read_section(made.plans_manager.plans["freetumor"]))
+    made.planter = made.make_synthesizer(read_section(made.plans_manager.plans["freetumor"]))
     epoch_log.register(made.logger, 0)
     for epoch in range(6):
-        made.logger.log(epoch_log.KEY + JUDGED[3], 9.0, epoch)
-        made.logger.log(epoch_log.KEY + ACCEPTED[3], 1.0, epoch)
-        assert bool(epoch_log.ungate(made._synthesizer, made.logger)) == (epoch == 5)
+        made.logger.log(epoch_log.COUNT_KEY + JUDGED[3], 9.0, epoch)
+        made.logger.log(epoch_log.COUNT_KEY + ACCEPTED[3], 1.0, epoch)
+        assert bool(epoch_log.ungate(made.planter, made.logger)) == (epoch == 5)
 
 
 def test_few_lesions_and_epochs_from_before_ungate_nothing(baseline, make_trainer):
     made = make(make_trainer, **FEW)
-    made._synthesizer = made.make_synthesizer(read_section(made.plans_manager.plans["freetumor"]))
+    made.planter = made.make_synthesizer(read_section(made.plans_manager.plans["freetumor"]))
     epoch_log.register(made.logger, 2)  # NaN
-    made.logger.log(epoch_log.KEY + JUDGED[1], 9.0, 2)
-    made.logger.log(epoch_log.KEY + ACCEPTED[1], 0.0, 2)
-    assert epoch_log.ungate(made._synthesizer, made.logger) == []
+    made.logger.log(epoch_log.COUNT_KEY + JUDGED[1], 9.0, 2)
+    made.logger.log(epoch_log.COUNT_KEY + ACCEPTED[1], 0.0, 2)
+    assert epoch_log.ungate(made.planter, made.logger) == []
     assert math.isnan(epoch_log.history(made.logger)[JUDGED[0]][0])
 
 
@@ -246,7 +246,7 @@ def test_a_training_with_a_judge_logs_its_shares_and_continues_with_what_it_unga
     judged = sum(counts[name][0] for name in JUDGED)
     assert judged > 0 and sum(counts[name][0] for name in ACCEPTED) == counts["planted"][0] == 0
     assert counts["rejected"][0] > 0
-    ungated = made._synthesizer.gate.ungated
+    ungated = made.planter.gate.ungated
     text = Path(made.log_file).read_text()
     assert ungated and "FreeTumor: judge accepted " in text
     assert "WARNING: FreeTumor: so far the judge accepted only 0 % of the lesions of" in text
@@ -254,9 +254,9 @@ def test_a_training_with_a_judge_logs_its_shares_and_continues_with_what_it_unga
     again.num_epochs = 2
     again.load_checkpoint(str(Path(made.output_folder) / CHECKPOINT))
     again.run_training()
-    assert again._synthesizer.gate.ungated >= ungated
+    assert again.planter.gate.ungated >= ungated
     assert epoch_log.history(again.logger)["planted"][1] > 0
-    assert "stay all the same" in Path(again.log_file).read_text()
+    assert "kept anyway" in Path(again.log_file).read_text()
 
 
 def test_a_resumed_training_keeps_the_judge_and_the_generators_that_it_started_with(make_trainer, baseline):
@@ -272,7 +272,7 @@ def test_a_resumed_training_keeps_the_judge_and_the_generators_that_it_started_w
     resumed.current_epoch = 3
     synthesizer = resumed.make_synthesizer(section)
     assert synthesizer.gate is None and [type(g).__name__ for g in synthesizer.generators] == ["TextureGenerator"]
-    assert "generators and judge as this training started with" in Path(resumed.log_file).read_text()
+    assert "generators and judge as chosen when this training started" in Path(resumed.log_file).read_text()
 
     anew = make(make_trainer, min_judge_tumors=0)
     assert anew.make_synthesizer(section).gate is not None

@@ -178,7 +178,7 @@ def _block(trainer: nnUNetTrainer, iterations: int) -> Block:
 
 def _parts(trainer: FreeTumorMixin, setup: Setup) -> tuple[Spread, Spread]:
     """Time synthesis, per planted lesion, and the augmentation of a batch; ms. Samples without lesions count too."""
-    synthesizer, device = trainer._synthesizer, trainer.device
+    synthesizer, device = trainer.planter, trainer.device
     synthesis_ms, augmentation_ms = [], []
     for _ in range(setup.rounds):
         spent_ms, lesions = 0.0, 0
@@ -186,10 +186,10 @@ def _parts(trainer: FreeTumorMixin, setup: Setup) -> tuple[Spread, Spread]:
             for _ in range(setup.iterations):
                 batch = next(trainer.dataloader_train)
                 image, label = (batch[name].to(device) for name in ("data", "target"))
-                draw = synthesizer.draw(len(image), trainer._rng)
+                draw = synthesizer.draw(len(image), trainer.rng)
                 planted = _timed(partial(synthesizer, image, label, draw), device)
                 made = planted.result
-                augmented = _timed(partial(augment, trainer._second_half, made.image, made.label), device)
+                augmented = _timed(partial(augment, trainer.second_half, made.image, made.label), device)
                 augmentation_ms.append(augmented.ms)
                 spent_ms += planted.ms
                 lesions += sum(bool(lesion.change.kept) for lesion in made.lesions)

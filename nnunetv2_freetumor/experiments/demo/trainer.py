@@ -6,8 +6,6 @@ from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import
 from nnunetv2_freetumor.trainer import FreeTumorMixin
 from nnunetv2_freetumor.training.cpu_trainer import PairsOnCpu
 
-__all__ = ["nnUNetTrainerFreeTumor_demo"]
-
 
 class nnUNetTrainerFreeTumor_demo(FreeTumorMixin, PairsOnCpu, nnUNetTrainerVanillaAdam, nnUNetTrainerNoMirroring):
     """Train for a few minutes on two cores; only good for showing that everything runs."""

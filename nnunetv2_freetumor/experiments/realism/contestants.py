@@ -16,7 +16,7 @@ from nnunetv2_freetumor.generators.weights import build_network, find_generator,
 from nnunetv2_freetumor.plan import Texture
 from nnunetv2_freetumor.synthesis.region import Generator, Look, Region
 from nnunetv2_freetumor.synthesis.texture import TextureGenerator
-from nnunetv2_freetumor.synthesis.volume import pool
+from nnunetv2_freetumor.synthesis.volume import mean_of_subvoxels
 
 CONSTANT_HU = -40.0
 
@@ -36,7 +36,7 @@ class ConstantGenerator:
 
     def __call__(self, region: Region, texture: Texture, look: Look) -> Float[Tensor, "x y z"]:
         """Draw a lesion."""
-        return CONSTANT_HU * (pool(region.distance_mm, region.fold) < 0).float()
+        return CONSTANT_HU * (mean_of_subvoxels(region.distance_mm, region.subvoxels) < 0).float()
 
 
 def make_contestants(names: Sequence[str], host: str, seed: int) -> list[Contestant]:

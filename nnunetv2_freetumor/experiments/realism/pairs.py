@@ -37,7 +37,7 @@ from nnunetv2_freetumor.files import cases
 from nnunetv2_freetumor.intensity import RAW_CT
 from nnunetv2_freetumor.offline.planting import CANDIDATES, TRIES, find_host
 from nnunetv2_freetumor.plan import Prior, Section, SizeClass, Target
-from nnunetv2_freetumor.planning.measurement import MIN_DIAMETER_MM, MIN_VOXELS
+from nnunetv2_freetumor.planning.measurement import MIN_DIAMETER_MM, MIN_TUMOR_VOXELS
 from nnunetv2_freetumor.synthesis.region import Generator
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
 
@@ -67,19 +67,17 @@ class Setup(NamedTuple):
         size = SizeClass(
             distribution="log_uniform", weight=1.0, min_mm=diameter_mm * 0.9999, max_mm=diameter_mm * 1.0001
         )
-        prior = dataclasses.replace(self.target.prior, lesions_per_patch=(1.0,), sizes=(size,))
-        return Section(
-            targets=(dataclasses.replace(self.target, prior=prior),),
+        target = dataclasses.replace(self.target, prior=dataclasses.replace(self.target.prior, sizes=(size,)))
+        section = Section(
+            targets=(target,),
             labels={},
             plans_hash="",
             generator="texture",
             judge="off",
             seed=self.seed,
-            probability_tumor_free=1.0,
-            probability_tumor_bearing=1.0,
-            untouched_share=0.0,
             min_visibility=0.0,
         )
+        return plan.always_planting(section, lesions=1)
 
 
 def make_target(prior: Prior, hosts: Sequence[int], tumor: int) -> Target:
@@ -155,7 +153,7 @@ def _real_sites(scene: Scene, target: Target) -> Iterator[Site]:
     components = cc3d.connected_components(scene.label == target.tumor_label, connectivity=26)
     for number, voxels in enumerate(cc3d.statistics(components)["voxel_counts"]):
         lesion = components == number
-        if number and voxels >= MIN_VOXELS and diameter_mm(lesion, scene) >= MIN_DIAMETER_MM:
+        if number and voxels >= MIN_TUMOR_VOXELS and diameter_mm(lesion, scene) >= MIN_DIAMETER_MM:
             yield Site(scene.hu, lesion, host)
 
 
@@ -173,7 +171,7 @@ def _planted_row(
             continue
         labels = after.label[0, 0].cpu().numpy()
         lesion = _largest(labels != scene.label)
-        if lesion.sum() >= MIN_VOXELS and abs(math.log(diameter_mm(lesion, scene) / size_mm)) <= SIZE_TOLERANCE:
+        if lesion.sum() >= MIN_TUMOR_VOXELS and abs(math.log(diameter_mm(lesion, scene) / size_mm)) <= SIZE_TOLERANCE:
             host = np.isin(labels, setup.target.host_labels)
             row = describe(Site(np.rint(after.image[0, 0].cpu().numpy()), lesion, host), scene)
             if row is not None:

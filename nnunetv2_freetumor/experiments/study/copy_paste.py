@@ -25,11 +25,12 @@ from torch import Tensor
 from nnunetv2_freetumor.intensity import Intensity
 from nnunetv2_freetumor.plan import Section, Target
 from nnunetv2_freetumor.synthesis import hosts
-from nnunetv2_freetumor.synthesis.compose import compose
+from nnunetv2_freetumor.synthesis.compose import Where, compose
 from nnunetv2_freetumor.synthesis.draws import CANDIDATES, Draw, draw, lesion_count
 from nnunetv2_freetumor.synthesis.gate import Gate
 from nnunetv2_freetumor.synthesis.placement import MAX_CUT, MIN_IN_PATCH, place
-from nnunetv2_freetumor.synthesis.synthesizer import Lesion, Synthesis, count_lesions
+from nnunetv2_freetumor.synthesis.planter import Lesion, Synthesis, count_lesions
+from nnunetv2_freetumor.synthesis.region import Site
 from nnunetv2_freetumor.synthesis.volume import Box, Spacing, distance_within
 
 
@@ -136,35 +137,37 @@ class CopyPaste:
         placement = place(self.section, self.spacing_mm, hu, label, draw, nothing)
         image, label = image.clone(), label.clone()
         lesions = []
-        for sample, (chosen, target) in enumerate(zip(placement.chosen.tolist(), placement.target.tolist())):
+        for sample, (chosen, target) in enumerate(zip(placement.samples.chosen.tolist(), placement.target.tolist())):
             prior = self.section.targets[target].prior
-            for number in range(lesion_count(prior, draw.decide[sample, 2]) if chosen else 0):
+            for number in range(lesion_count(prior, draw.decision.lesions[sample]) if chosen else 0):
                 host = placement.hosts[target][sample, 0]
                 lesion = self._paste(sample, target, number, host, image[sample, 0], label[sample, 0], draw)
                 lesions += [lesion] if lesion else []
-        return Synthesis(image, label, lesions, count_lesions(placement, lesions))
+        return Synthesis(image, label, lesions, count_lesions(placement.samples, lesions))
 
     def _paste(
         self, sample: int, index: int, number: int, host: Tensor, image: Tensor, label: Tensor, draw: Draw
     ) -> Lesion | None:
         """Paste one tumor into views of a sample's image and label; None where the host has no room for it."""
-        piece = _Piece(*(part.to(image.device) for part in _carve(self.banks[index], draw.look[sample, number])))
+        piece = _Piece(
+            *(part.to(image.device) for part in _carve(self.banks[index], draw.look.chances[sample, number]))
+        )
         lesion_labels = tuple({value for target in self.section.targets for value in target.lesion_labels})
         real = hosts.has_label(label[None, None], lesion_labels)[0, 0]
         host = host & ~real
         taken = distance_within(real, self.section.clearance_mm, self.spacing_mm) <= self.section.clearance_mm
-        fit = _first_fit(piece, host, taken, draw.rank[sample, number])
+        fit = _first_fit(piece, host, taken, draw.center.candidate[sample, number])
         if fit is None:
             return None
         at, free = fit.box.slices(), host[fit.box.slices()]
         tumor, carved, new = (part[fit.part] for part in (piece.tumor, piece.carved, piece.image))
         contrast_hu = self.intensity.to_hu(new) - self.intensity.to_hu(image[at])
-        tumor_label, keep = self.section.targets[index].tumor_label, torch.ones_like(free[0, 0, 0])
-        change = compose(
-            image[at], label[at], contrast_hu, tumor & free, carved & free, keep, tumor_label, self.intensity
-        )
-        diameter = (6 / math.pi * int(change.voxels) * math.prod(self.spacing_mm)) ** (1 / 3)
-        return Lesion(sample, index, fit.center, diameter, fit.box, change, torch.ones_like(change.kept))
+        where = Where(tumor & free, carved & free, keep=torch.ones_like(free[0, 0, 0]))
+        tumor_label = self.section.targets[index].tumor_label
+        change = compose(image[at], label[at], contrast_hu, where, tumor_label, self.intensity)
+        diameter_mm = (6 / math.pi * int(change.voxels) * math.prod(self.spacing_mm)) ** (1 / 3)
+        site = Site(sample, index, fit.center, diameter_mm, fit.box)
+        return Lesion(site, change, visible=torch.ones_like(change.kept))
 
 
 def carve_margin_mm(depth_mm: float, half: float, place: float) -> float:
@@ -185,12 +188,12 @@ def _carve(bank: list[RealTumor], look: Float[Tensor, "n"]) -> _Piece:
 
 
 def _first_fit(
-    piece: _Piece, host: Bool[Tensor, "x y z"], taken: Bool[Tensor, "x y z"], rank: Float[Tensor, "k"]
+    piece: _Piece, host: Bool[Tensor, "x y z"], taken: Bool[Tensor, "x y z"], candidates: Float[Tensor, "k"]
 ) -> _Fit | None:
     """Try host voxels as the piece's middle until the host holds most of the tumor, away from other lesions."""
     places = host.nonzero()
     whole = int(piece.tumor.sum())
-    for uniform in rank.tolist() if len(places) else ():
+    for uniform in candidates.tolist() if len(places) else ():
         fit = _lay(piece, places[int(uniform * len(places))].tolist(), host.shape)
         at, tumor = fit.box.slices(), piece.tumor[fit.part]
         inside, held, near = (int(part.sum()) for part in (tumor, tumor & host[at], tumor & taken[at]))

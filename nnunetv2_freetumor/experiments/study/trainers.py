@@ -15,17 +15,12 @@ from torch import Tensor
 from nnunetv2_freetumor import plan
 from nnunetv2_freetumor.experiments.study.copy_paste import CopyPaste, read_bank
 from nnunetv2_freetumor.experiments.study.design import BASELINE, REAL, Order, Run, plans_name, read_order
+from nnunetv2_freetumor.synthesis.planter import Planter
 from nnunetv2_freetumor.synthesis.region import Look, Region
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
-from nnunetv2_freetumor.synthesis.volume import pool
+from nnunetv2_freetumor.synthesis.volume import mean_of_subvoxels
 from nnunetv2_freetumor.trainer import FreeTumorMixin
 from nnunetv2_freetumor.training.cpu_trainer import PairsOnCpu
-
-__all__ = [
-    "nnUNetTrainerFreeTumor_study",
-    "nnUNetTrainerFreeTumor_study_copy_paste",
-    "nnUNetTrainerFreeTumor_study_real",
-]
 
 SHORT_LEARNING_RATE = 3e-3
 VALIDATION_ITERATIONS = 2
@@ -81,7 +76,7 @@ class nnUNetTrainerFreeTumor_study_real(StudyTrainer):
 class nnUNetTrainerFreeTumor_study(FreeTumorMixin, StudyTrainer):
     """Train with synthetic tumors, as the arm's section and order say."""
 
-    def make_synthesizer(self, section: plan.Section) -> Synthesizer:
+    def make_synthesizer(self, section: plan.Section) -> Planter:
         """Give the arm's generator and judge to the synthesizer, and the run's seed to its draws."""
         section = dataclasses.replace(section, seed=self.order_run.seed)
         if self.order.judged:  # few labels are the point of a study, so the judge's few tumors are no reason to stop
@@ -89,6 +84,7 @@ class nnUNetTrainerFreeTumor_study(FreeTumorMixin, StudyTrainer):
             section = dataclasses.replace(section, judge=judge, min_judge_tumors=0)
         synthesizer = super().make_synthesizer(section)
         if self.order.generator == "constant":
+            assert isinstance(synthesizer, Synthesizer), "the mixin makes one"
             synthesizer.generators = [ConstantGenerator()] * len(section.targets)
         return synthesizer
 
@@ -97,17 +93,17 @@ class nnUNetTrainerFreeTumor_study(FreeTumorMixin, StudyTrainer):
         loader = super().get_training_transforms(*args, **kwargs)
         if not self.order.after_intensity:
             return loader
-        assert self._second_half is not None, "FreeTumorMixin has just set it"
-        behind = self._second_half.transforms
+        assert self.second_half is not None, "FreeTumorMixin has just set it"
+        behind = self.second_half.transforms
         cut = next(i for i, transform in enumerate(behind) if not isinstance(transform, RandomTransform))
-        self._second_half = ComposeTransforms(behind[cut:])
+        self.second_half = ComposeTransforms(behind[cut:])
         return ComposeTransforms([*loader.transforms, *behind[:cut]])
 
 
 class nnUNetTrainerFreeTumor_study_copy_paste(nnUNetTrainerFreeTumor_study):
     """Train with the training cases' own tumors pasted elsewhere."""
 
-    def make_synthesizer(self, section: plan.Section) -> Any:
+    def make_synthesizer(self, section: plan.Section) -> Planter:
         """Carve the training cases' tumors out, to paste them instead of drawing new ones."""
         plain = super().make_synthesizer(section)
         self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
@@ -123,4 +119,4 @@ class ConstantGenerator:
 
     def __call__(self, region: Region, texture: plan.Texture, look: Look) -> Float[Tensor, "x y z"]:
         """Draw a lesion."""
-        return CONSTANT_HU * pool((region.distance_mm < 0).float(), region.fold)
+        return CONSTANT_HU * mean_of_subvoxels((region.distance_mm < 0).float(), region.subvoxels)

@@ -6,11 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunetv2_freetumor.experiments import steps
 from nnunetv2_freetumor.experiments.demo import command, report, trainer
 from nnunetv2_freetumor.experiments.phantom.cohort import write_cohort
 from nnunetv2_freetumor.experiments.steps import FEATURES, Runner, Step, add_coarse_configuration, program, progress
 from nnunetv2_freetumor.pages.slices import cohort_figure
+from nnunetv2_freetumor.startup import EXT_TRAINER, VARIABLE
 
 ROOT = Path(__file__).parents[3]
 
@@ -18,12 +21,12 @@ ROOT = Path(__file__).parents[3]
 def test_finished_steps_are_skipped_until_one_is_new_or_has_changed(tmp_path):
     ran = []
 
-    def steps(second):
+    def three(second):
         return [Step(n, n, c, lambda n=n: ran.append(n)) for n, c in (("one", "1"), ("two", second), ("three", "3"))]
 
     for second in ("2", "2", "2 changed"):
         runner = Runner(tmp_path, {}, 3)
-        for step in steps(second):
+        for step in three(second):
             runner.run(step)
     assert ran == ["one", "two", "three", "two", "three"]
     assert list(runner.seconds) == ["one", "two", "three"]
@@ -110,9 +113,10 @@ def test_the_page_needs_no_other_file_and_says_what_it_is_not(tmp_path):
     assert "<td>&gt;=10 mm</td><td class=number>0</td><td class=number>-</td>" in page
 
 
-def test_the_demos_trainer_is_as_long_as_the_progress_bar_says():
+def test_the_demos_trainer_is_found_and_as_long_as_the_progress_bar_says(monkeypatch):
     assert f"= {command.EPOCHS}, " in inspect.getsource(getattr(trainer, command.TRAINER).initialize)
-    assert command.TRAINER in trainer.__all__
+    monkeypatch.setenv(VARIABLE, EXT_TRAINER)
+    assert recursive_find_trainer_class_by_name(command.TRAINER) is getattr(trainer, command.TRAINER)
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path):
@@ -151,6 +155,7 @@ def test_the_demo_runs_from_phantoms_to_a_page_and_a_second_run_repeats_nothing(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for name, value in SHORT.items():
         monkeypatch.setattr(command, name, value)
+    monkeypatch.setattr(steps, "COARSE", SHORT["COARSE"])
     output = tmp_path / "a folder"
     command.demo_command(output, "cpu")
     text = capsys.readouterr().out

@@ -10,7 +10,7 @@ import torch
 from nnunetv2_freetumor.experiments.study.copy_paste import CopyPaste, carve_margin_mm, read_bank
 from nnunetv2_freetumor.intensity import RAW_CT, Intensity
 from nnunetv2_freetumor.plan import Prior, Section, SizeClass, Target
-from nnunetv2_freetumor.synthesis.synthesizer import COUNTS, Synthesizer
+from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
 
 SIZES = (SizeClass(distribution="log_uniform", weight=1.0, min_mm=9.0, max_mm=24.0),)
 PRIOR = Prior(name="test", sizes=SIZES, lesions_per_patch=(0.0, 1.0))
@@ -77,7 +77,7 @@ def paste(phantom, bank, seed=3, section=SECTION, batch=1, intensity=RAW_CT):
 
 def counted(result, name):
     """Read one count."""
-    return int(result.counts[COUNTS.index(name)])
+    return int(result.counts[name])
 
 
 def test_the_bank_holds_each_connected_tumor_with_its_distances(bank):
@@ -158,7 +158,7 @@ def test_the_same_patches_are_chosen_as_for_synthesis(organ_phantom, bank):
     arm, other = CopyPaste(section, SPACING, RAW_CT, bank), Synthesizer(section, SPACING, RAW_CT)
     image, label = (part.repeat(8, 1, 1, 1, 1) for part in (organ_phantom.image, organ_phantom.label))
     draw = arm.draw(8, torch.Generator().manual_seed(2))
-    touched = [{lesion.sample for lesion in method(image, label, draw).lesions} for method in (arm, other)]
+    touched = [{lesion.site.sample for lesion in method(image, label, draw).lesions} for method in (arm, other)]
     assert touched[0] == touched[1] and 0 < len(touched[0]) < 8
 
 
@@ -170,7 +170,7 @@ def test_lesions_and_counts_report_what_was_pasted(organ_phantom, bank):
     sizes = sum(counted(result, name) for name in ("<10 mm", "10-20 mm", "20-50 mm", ">=50 mm"))
     assert sizes == len(result.lesions)
     first = result.lesions[0]
-    assert first.diameter_mm == pytest.approx((6 / math.pi * int(first.change.voxels) * 12.0) ** (1 / 3))
+    assert first.site.diameter_mm == pytest.approx((6 / math.pi * int(first.change.voxels) * 12.0) ** (1 / 3))
     assert float(first.change.contrast_hu) < -20
 
 

@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 import torch
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_freetumor import plan
 from nnunetv2_freetumor.experiments.study import trainers
 from nnunetv2_freetumor.experiments.study.copy_paste import CopyPaste
 from nnunetv2_freetumor.experiments.study.design import ALL_ARMS, KEY, TEXTURE, Arm, Budget, Run, order_of
+from nnunetv2_freetumor.startup import EXT_TRAINER, VARIABLE
 
 pytest_plugins = ["tiny_trainings"]
 
@@ -34,10 +35,10 @@ def make_arm(make_trainer, tiny_dataset):
     return _make
 
 
-def test_every_arm_names_a_trainer_that_nnunet_can_find():
+def test_every_arm_names_a_trainer_that_nnunet_can_find(monkeypatch):
+    monkeypatch.setenv(VARIABLE, EXT_TRAINER)
     for arm in ALL_ARMS.values():
-        assert arm.trainer in trainers.__all__
-        assert issubclass(getattr(trainers, arm.trainer), nnUNetTrainer)
+        assert recursive_find_trainer_class_by_name(arm.trainer) is getattr(trainers, arm.trainer)
 
 
 def test_cases_budget_and_oversampling_come_from_the_order(make_arm):
@@ -74,8 +75,8 @@ def test_planting_behind_the_intensity_transforms_moves_them_into_the_loader(mak
         made.initialize()
         rotation, dummy_2d, patch, axes = made.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         loader = made.get_training_transforms(patch, rotation, [[1, 1, 1]], axes, dummy_2d)
-        whole.append([type(t) for t in (*loader.transforms, *made._second_half.transforms)])
-        chances = [isinstance(t, RandomTransform) for t in made._second_half.transforms]
+        whole.append([type(t) for t in (*loader.transforms, *made.second_half.transforms)])
+        chances = [isinstance(t, RandomTransform) for t in made.second_half.transforms]
         assert any(chances) == (made is before)
     assert whole[0] == whole[1]
 
@@ -101,6 +102,6 @@ def test_an_arm_trains(make_arm, name):
     log = made.logger.local_logger.my_fantastic_logging
     assert len(log["train_losses"]) == 1
     if name == "copy_paste":
-        assert isinstance(made._synthesizer, CopyPaste)
+        assert isinstance(made.planter, CopyPaste)
     if name != "real":
         assert log["freetumor/planted"][0] > 0
