@@ -26,7 +26,7 @@ class Training(NamedTuple):
     fold: str
     cases: tuple[str, ...]  # the fold's training cases
     phantoms: bool  # no patients
-    judge: str
+    unlabeled: int  # cases of the pool
 
 
 def learnable_targets(section: Section, preprocessed: str | Path, cases: Iterable[str], fold: int | str) -> Section:
@@ -60,11 +60,17 @@ def host_names(targets: Sequence[Target]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(target.prior.name for target in targets))
 
 
-def make_card(section: Section, recipe: Recipe, frame: Frame, training: Training) -> Card:
-    """Write down what a generator was trained on."""
+def recipe_text(section: Section) -> str:
+    """Name the section's recipe and what it changes."""
+    changes = f", changed: {json.dumps(section.recipe_changes, sort_keys=True)}" if section.recipe_changes else ""
+    return f"{section.recipe}{changes}"
+
+
+def make_card(section: Section, recipe: Recipe, frame: Frame, training: Training, judge: str) -> Card:
+    """Write down what a generator was trained on, and the judge that it learned from."""
     hosts = host_names(section.targets)
     kind = "phantoms" if training.phantoms else "cases"
-    changes = f", changed: {json.dumps(section.recipe_changes, sort_keys=True)}" if section.recipe_changes else ""
+    organs = f", and the organs of {training.unlabeled} unlabeled cases" if training.unlabeled else ""
     return Card(
         name=f"{training.dataset}_fold_{training.fold}_{recipe.kind}",
         kind=recipe.kind,
@@ -74,15 +80,15 @@ def make_card(section: Section, recipe: Recipe, frame: Frame, training: Training
         side_voxels=frame.side_voxels,
         sign=frame.sign,
         activation=frame.activation,
-        recipe=f"{section.recipe}{changes}",
-        training_data=f"{len(training.cases)} training {kind} of {training.dataset}, fold {training.fold}",
+        recipe=recipe_text(section),
+        training_data=f"{len(training.cases)} training {kind} of {training.dataset}, fold {training.fold}{organs}",
         dataset=training.dataset,
         plans=training.plans,
         configuration=training.configuration,
         fold=training.fold,
         training_cases=training.cases,
         real_tumors=() if training.phantoms else hosts,
-        judge=training.judge,
+        judge=judge,
         purpose=f"synthetic tumors ({', '.join(hosts)}) in nnU-Net's training batches",
         not_seen="scanners, contrast phases and patients other than the training data's",
         license="as the training data",

@@ -7,7 +7,6 @@ data's own spacing, and the judge looks at the window that the quality test woul
 from collections.abc import Sequence
 
 import torch
-from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from jaxtyping import Bool, Float
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
@@ -19,7 +18,7 @@ from nnunetv2_freetumor.intensity import from_plans
 from nnunetv2_freetumor.plan import Section
 from nnunetv2_freetumor.synthesis.gate import Finding
 from nnunetv2_freetumor.synthesis.region import support
-from nnunetv2_freetumor.training.judge import JudgeGate, Window, resample
+from nnunetv2_freetumor.training.judge import JudgeGate, Window
 from nnunetv2_freetumor.training.judge_choice import OFF, baseline_folder, find_judge, load_judge, tumor_names
 from nnunetv2_freetumor.training.segmenter import training_command
 
@@ -62,8 +61,8 @@ class TrainingJudge(JudgeGate):
         self, image: Float[Tensor, "b 1 x y z"], drawn: Sequence[tuple[Placed, Float[Tensor, "1 u v w"]]]
     ) -> list[Float[Tensor, ""]]:
         """Look at lesions together, each in a patch of its own."""
-        windows = [self._window(finding(placed), image.shape[2:]) for placed, _ in drawn]
-        planted = [self._cut(self.plant(image, *pair), window) for pair, window in zip(drawn, windows)]
+        windows = [self.window_around(finding(placed), image.shape[2:]) for placed, _ in drawn]
+        planted = [self.cut(self.plant(image, *pair), window) for pair, window in zip(drawn, windows)]
         logits = self.segmenter.logits(torch.cat(planted))
         parts = []
         for one, (placed, _), window in zip(logits.split(1), drawn, windows):
@@ -77,10 +76,7 @@ class TrainingJudge(JudgeGate):
         """Mark a lesion's voxels in its window."""
         mask = torch.zeros_like(image, dtype=torch.float32)
         mask[0, 0][placed.proposal.box.slices()] = placed.proposal.lesion.float()
-        size = self.segmenter.patch_size
-        if all(ratio == 1 for ratio in self._ratio):
-            return crop_and_pad_nd(mask, window.bounds(size))[:, 0] >= 0.5
-        return resample(mask, window.start, self._ratio, size)[:, 0] >= 0.5
+        return self.read(mask, window)[:, 0] >= 0.5
 
 
 def finding(placed: Placed, sample: int = 0) -> Finding:

@@ -5,7 +5,6 @@ generator, critic and moving average together; what it calls Dice is the share o
 or, without a judge, how often the critic takes a synthetic lesion for the more real one.
 """
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -65,13 +64,13 @@ class nnUNetTrainerFreeTumorGenerator(GeneratorSetup):
         x_mm, y_mm, z_mm = map(float, self.configuration_manager.spacing)
         plans = self.plans_manager.plans
         cutter = Cutter(self.recipe, self.frame, (x_mm, y_mm, z_mm), plans["transpose_forward"].index(0))
-        step = AdversarialStep(self.network, self.optimizer, self.recipe, self.frame, self._adversary)
+        step = AdversarialStep(self.network, self.optimizer, self.recipe, self.frame, self.adversary)
         self._stage = GeneratorStage(self.section, cutter, intensity.from_plans(plans), step, judge, self.batch_size)
         self._watch = divergence.Divergence(self.recipe)
         epoch_log.register(self.logger, self.current_epoch, log.KEY, log.NAMES)
         if self.current_epoch and Path(self._weights).is_file():
             self._good_epoch = self.current_epoch - 1
-        self._announce(self._weights)
+        self.announce(_name(judge), self._weights)
         super().on_train_start()
 
     @property
@@ -79,11 +78,10 @@ class nnUNetTrainerFreeTumorGenerator(GeneratorSetup):
         return join(self.output_folder, FILE)
 
     def _make_judge(self) -> TrainingJudge | None:
-        if self.recipe.judge_weight == 0:
-            return None
-        judge = make_judge(self.section, self)
-        self.card = dataclasses.replace(self.card, judge=judge.segmenter.name)
-        return judge
+        return make_judge(self.section, self) if self.recipe.judge_weight else None
+
+    def _save(self, judge: TrainingJudge | None) -> None:
+        save_generator(self.network.final, self.make_card(_name(judge)), self._weights)
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's draws from the section's seed and the epoch."""
@@ -143,7 +141,7 @@ class nnUNetTrainerFreeTumorGenerator(GeneratorSetup):
         if not all(bool(part.isfinite().all()) for part in self.network.parameters()):
             self._check("weights are no longer numbers")
         if self._watch.calm:
-            save_generator(self.network.final, self.card, self._weights)
+            self._save(self._stage.judge)
             self._good_epoch = self.current_epoch
         else:
             self.print_to_log_file(f"WARNING: FreeTumor generator: losses saturate; kept: epoch {self._good_epoch}")
@@ -158,12 +156,15 @@ class nnUNetTrainerFreeTumorGenerator(GeneratorSetup):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Say where the generator is; nnU-Net calls this after training, and alone for --val."""
         if not Path(self._weights).is_file():
-            self._make_judge()  # the card names it
-            save_generator(self.network.final, self.card, self._weights)
+            self._save(self._make_judge())
         self.print_to_log_file(
             f'FreeTumor generator: {self._weights} holds the generator. "generator": "auto" in the plans\' freetumor '
             "section finds it for this dataset and fold; 'nnUNetv2_freetumor generator inspect' shows its card."
         )
+
+
+def _name(judge: TrainingJudge | None) -> str:
+    return "none" if judge is None else judge.segmenter.name
 
 
 # The lengths are nnU-Net's own: its `_Xepochs` classes set the number of epochs.

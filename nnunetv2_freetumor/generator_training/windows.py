@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import cc3d
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy import ndimage
 from torch import Tensor
 
 from nnunetv2_freetumor.generator_training.recipes import Frame, Recipe
@@ -191,13 +191,14 @@ class Cutter:
 
 
 def _random_voxels(tumor: Bool[Tensor, "x y z"], rng: torch.Generator) -> list[list[float]]:
-    """Pick one voxel of every connected lesion."""
+    """Pick one voxel of every 26-connected lesion."""
     if not tumor.any():
         return []
-    parts, count = ndimage.label(tumor.cpu().numpy())
+    parts = cc3d.connected_components(tumor.cpu().numpy(), connectivity=26)
+    _, *boxes = cc3d.statistics(parts)["bounding_boxes"]  # the background's comes first
     centers = []
-    for box, part in zip(ndimage.find_objects(parts), range(1, count + 1)):
-        voxels = torch.from_numpy(parts[box] == part).nonzero()
+    for number, box in enumerate(boxes, start=1):
+        voxels = torch.from_numpy(parts[box] == number).nonzero()
         voxel = voxels[int(torch.rand((), generator=rng) * len(voxels))].tolist()
         centers.append([float(edge.start + at) for edge, at in zip(box, voxel)])
     return centers

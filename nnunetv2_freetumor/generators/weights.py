@@ -31,9 +31,9 @@ class Loaded(NamedTuple):
     card: Card
 
 
-def build_network(card: Card) -> nn.Module:
-    """Build the network that a card describes, with fresh weights."""
-    return FreeTumorNet(len(card.hosts)) if card.kind == "freetumor" else LiteNet()
+def build_network(kind: str, hosts: int) -> nn.Module:
+    """Build a network of a card's kind for a number of hosts, with fresh weights."""
+    return FreeTumorNet(hosts) if kind == "freetumor" else LiteNet()
 
 
 def save_generator(network: nn.Module, card: Card, path: str | Path) -> None:
@@ -157,7 +157,7 @@ def available() -> list[tuple[Path, Card | str]]:
 def _outline(card: Card) -> nn.Module:
     """Build the network without values: nothing is drawn, so the global random state stays as it is."""
     with torch.device("meta"):
-        return build_network(card)
+        return build_network(card.kind, len(card.hosts))
 
 
 def _read(path: Path, weights: bool) -> tuple[Card, dict[str, Tensor]]:

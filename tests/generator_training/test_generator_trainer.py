@@ -66,10 +66,11 @@ def test_the_length_is_the_recipes_unless_a_variant_sets_it(make):
 def test_phantoms_are_no_real_tumors(make):
     made = make()
     made.initialize()
-    assert made.card.real_tumors == ("liver",)
+    assert made.make_card("none").real_tumors == ("liver",)
     made.dataset_json["phantoms"] = True
     made._settle(read_section(made.plans_manager.plans[SECTION]))
-    assert made.card.real_tumors == () and "phantoms" in made.card.training_data
+    card = made.make_card("none")
+    assert card.real_tumors == () and "phantoms" in card.training_data
 
 
 def test_a_generator_does_not_learn_from_planted_tumors(make, monkeypatch):
@@ -188,7 +189,7 @@ def test_only_targets_with_real_tumors_are_learned(make):
     kept = generator_card.learnable_targets(both, made.preprocessed_dataset_folder, ["case_1"], 0)
     assert [target.name for target in kept.targets] == ["liver tumor"]
     made._settle(both)
-    made._announce("here")
+    made.announce("none", "here")
     text = (
         "WARNING: FreeTumor generator: kidney tumor will not be learned: no training case of fold 0 holds a real tumor"
     )

@@ -88,7 +88,7 @@ def _freetumor_random(host: str, seed: int) -> Contestant:
     def build(device: torch.device) -> Generator:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = build_network(card)
+            network = build_network(card.kind, len(card.hosts))
         return _behind_interface((network.eval().to(device), card), host)
 
     return Contestant("freetumor_random", build, str(seed))
