@@ -29,7 +29,7 @@ from nnunetv2_freetumor.experiments.study.results import to_json as rows_to_json
 from nnunetv2_freetumor.experiments.study.trials import RULE, Place, scores_from_json, scores_to_json
 from nnunetv2_freetumor.files.hashes import read_contents
 from nnunetv2_freetumor.generator_training.adversaries import ADVERSARIES
-from nnunetv2_freetumor.generator_training.log import KEY as GENERATOR_KEY
+from nnunetv2_freetumor.generator_training.log import LOGGER_PREFIX as GENERATOR_KEY
 from nnunetv2_freetumor.generator_training.log import NAMES
 from nnunetv2_freetumor.generator_training.recipes import RECIPES
 from nnunetv2_freetumor.generator_training.step import Networks

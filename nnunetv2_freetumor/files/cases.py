@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 
 def case_name(path: Path) -> str:
-    """Give the name of an image's case: without its ending and without nnU-Net's channel number."""
+    """Return the name of an image's case: without file extension and nnU-Net's channel number."""
     name = next((path.name[: -len(ending)] for ending in ENDINGS if path.name.lower().endswith(ending)), path.name)
     return name.removesuffix("_0000")
 
@@ -77,8 +77,14 @@ def read_case(path: str | Path) -> Case:
 
 
 def from_image(image: sitk.Image, path: Path) -> Case:
-    """Take voxels and geometry from SimpleITK's image."""
-    return Case(sitk.GetArrayFromImage(image), image.GetSpacing()[::-1], image.GetOrigin(), image.GetDirection(), path)
+    """Make a case from SimpleITK's image."""
+    return Case(
+        array=sitk.GetArrayFromImage(image),
+        spacing_mm=image.GetSpacing()[::-1],
+        origin_mm=image.GetOrigin(),
+        direction=image.GetDirection(),
+        path=path,
+    )
 
 
 def to_image(case: Case) -> sitk.Image:
@@ -144,7 +150,7 @@ def write_text(text: str, path: str | Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a path to write to that takes the place of `path` once everything in the block has succeeded."""
+    """Yield a path to write to; the file replaces `path` once the whole block has succeeded."""
     path = Path(path)
     with replacing_all(path.parent) as unfinished:
         yield unfinished / path.name
@@ -152,7 +158,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_all(folder: Path) -> Iterator[Path]:
-    """Give a folder whose files move into `folder`, one rename each, once everything in the block has succeeded.
+    """Yield a folder whose files move into `folder`, one rename each, once the whole block has succeeded.
 
     It lies inside `folder`: a rename within a file system is atomic, file names keep the endings that SimpleITK goes
     by, and a run that was killed leaves nothing that nnU-Net would take for a case.

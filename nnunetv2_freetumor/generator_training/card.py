@@ -51,17 +51,17 @@ def learnable_targets(section: Section, preprocessed: str | Path, cases: Iterabl
 
 
 def is_phantom_data(plans: dict[str, Any], dataset_json: dict[str, Any]) -> bool:
-    """Tell whether plans or dataset.json say that the cases are phantoms, not patients."""
+    """Check whether plans or dataset.json say that the cases are phantoms, not patients."""
     return bool(plans.get(PHANTOMS_IN_PLANS) or dataset_json.get(PHANTOMS_IN_DATASET))
 
 
 def host_names(targets: Sequence[Target]) -> tuple[str, ...]:
-    """Name the targets' priors, each once, in their order."""
+    """List the names of the targets' priors, each once, in their order."""
     return tuple(dict.fromkeys(target.prior.name for target in targets))
 
 
 def recipe_text(section: Section) -> str:
-    """Name the section's recipe and what it changes."""
+    """Describe the section's recipe and its changes."""
     changes = f", changed: {json.dumps(section.recipe_changes, sort_keys=True)}" if section.recipe_changes else ""
     return f"{section.recipe}{changes}"
 
@@ -98,6 +98,6 @@ def make_card(section: Section, recipe: Recipe, frame: Frame, training: Training
 
 
 def _labels(key: Any) -> set[int]:
-    """Give the labels of a key of nnU-Net's class locations; a region of several says nothing about each."""
+    """Return the labels of a key of nnU-Net's class locations; a region of several says nothing about each."""
     values = tuple(key) if isinstance(key, list | tuple) else (key,)
     return {int(values[0])} if len(values) == 1 else set()

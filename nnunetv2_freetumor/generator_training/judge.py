@@ -43,7 +43,7 @@ class TrainingJudge(JudgeGate):
     def shares(
         self, image: Float[Tensor, "b 1 x y z"], lesions: Sequence[Placed], contrast_hu: Float[Tensor, "n 1 u v w"]
     ) -> list[float]:
-        """Give the recognized share of each lesion, each in a patch of its own."""
+        """Return the recognized share of each lesion, each in a patch of its own."""
         planted = torch.cat([self.plant(image, *pair) for pair in zip(lesions, contrast_hu)])
         verdicts = self(planted, [finding(placed, sample) for sample, placed in enumerate(lesions)])
         return torch.stack([verdict.recognized for verdict in verdicts]).tolist()
@@ -105,4 +105,10 @@ def make_judge(section: Section, trainer: nnUNetTrainer) -> TrainingJudge:
     segmenter = load_judge(place, trainer)
     channels = [segmenter.channel(name) for name in tumor_names(section)]
     x_mm, y_mm, z_mm = map(float, trainer.configuration_manager.spacing)
-    return TrainingJudge(segmenter, section, channels, (x_mm, y_mm, z_mm), from_plans(trainer.plans_manager.plans))
+    return TrainingJudge(
+        segmenter=segmenter,
+        section=section,
+        channels=channels,
+        spacing_mm=(x_mm, y_mm, z_mm),
+        intensity=from_plans(trainer.plans_manager.plans),
+    )

@@ -57,7 +57,7 @@ class GeneratorSetup(PoolMixin, SplitGuardMixin):
         return [case for case in training if not is_synthetic(case)], validation
 
     def _settle(self, section: plan.Section) -> None:
-        """Take everything that follows from the section."""
+        """Derive everything that follows from the section."""
         cases, _ = self.do_split()
         self._cases = tuple(cases)
         self.section = card.learnable_targets(section, self.preprocessed_dataset_folder, cases, self.fold)
@@ -76,7 +76,7 @@ class GeneratorSetup(PoolMixin, SplitGuardMixin):
             phantoms=card.is_phantom_data(self.plans_manager.plans, self.dataset_json),
             unlabeled=0 if self.pool is None else len(self.pool.cases),
         )
-        return card.make_card(self.section, self.recipe, self.frame, training, judge)
+        return card.make_card(self.section, self.recipe, self.frame, training=training, judge=judge)
 
     def announce(self, judge: str, weights: str) -> None:
         """Log what is about to be trained, from what, and where the weights go."""
@@ -107,7 +107,7 @@ class GeneratorSetup(PoolMixin, SplitGuardMixin):
         return Networks(generator, self.adversary.network(), self.recipe, len(targets))
 
     def configure_optimizers(self) -> Any:
-        """Give nnU-Net one optimizer for both networks, and a schedule."""
+        """Build one optimizer for both networks, and its schedule."""
         optimizer = make_optimizer(self.network, self.recipe)
         return optimizer, Schedule(optimizer, self.recipe.decay_power, self.num_epochs)
 
@@ -132,10 +132,10 @@ class GeneratorSetup(PoolMixin, SplitGuardMixin):
         ours[plan.SECTION] = plans[plan.SECTION]  # before networks, rates and length are made from it
         super().load_checkpoint(read)
         self._settle(plan.read_section(plans[plan.SECTION]))
-        epoch_log.register(self.logger, self.current_epoch, log.KEY, log.NAMES)
+        epoch_log.register(self.logger, self.current_epoch, log.LOGGER_PREFIX, log.NAMES)
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
-        """Give the loaders nnU-Net's spatial transforms only: a generator learns from clean CT."""
+        """Leave the loaders nnU-Net's spatial transforms only: a generator learns from clean CT."""
         return augmentation.split(super().get_training_transforms(*args, **kwargs)).loader
 
     def get_validation_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:

@@ -13,13 +13,13 @@ from nnunetv2_freetumor.files.cases import check_writable
 from nnunetv2_freetumor.files.checkpoints import read_checkpoint
 from nnunetv2_freetumor.generators.cards import Card
 from nnunetv2_freetumor.generators.networks import FreeTumorNet
-from nnunetv2_freetumor.generators.weights import ENDING, check_tensors, save_generator
+from nnunetv2_freetumor.generators.weights import GENERATOR_ENDING, check_tensors, save_generator
 
 PREFIX, WRAPPER = "netG.", "module."
 LAST_LAYER = "out_tr.final_conv.weight"
 UNUSED = ("running_mean", "running_var", "num_batches_tracked")  # published, never used: they may be missing
 REGIONS = {3: "abdomen", 1: "chest"}  # by number of output channels
-HOSTS = {  # what the output channels stand for, in their order; the default first
+CHANNEL_HOSTS = {  # what the output channels stand for, in their order; the default first
     "abdomen": (("liver", "pancreas", "kidney"),),
     "chest": (("lung",), ("covid19",)),
 }
@@ -75,8 +75,8 @@ def convert_command(
     Raises:
         ValueError: the checkpoint or an option does not fit; the text says why.
     """
-    if not output.endswith(ENDING):
-        raise ValueError(f"-o must name a file that ends in {ENDING}, but it is {output}.")
+    if not output.endswith(GENERATOR_ENDING):
+        raise ValueError(f"-o must name a file that ends in {GENERATOR_ENDING}, but it is {output}.")
     if Path(output).exists():
         raise ValueError(f"{output} exists already and is not overwritten. Choose another file with -o, or delete it.")
     published = split_checkpoint(read_checkpoint(checkpoint), checkpoint)
@@ -125,9 +125,9 @@ def published_card(region: str, host: str | None = None, name: str | None = None
     Raises:
         ValueError: `host` is not one that the region offers.
     """
-    hosts = next((hosts for hosts in HOSTS[region] if host is None or hosts == (host,)), None)
+    hosts = next((hosts for hosts in CHANNEL_HOSTS[region] if host is None or hosts == (host,)), None)
     if hosts is None:
-        chest = " or ".join(choice for (choice,) in HOSTS["chest"])
+        chest = " or ".join(choice for (choice,) in CHANNEL_HOSTS["chest"])
         raise ValueError(f"--host must be {chest} for the chest and left out for the abdomen, but it is '{host}'.")
     return Card(
         name=name or f"freetumor_{hosts[0] if len(hosts) == 1 else region}",
@@ -141,7 +141,7 @@ def published_card(region: str, host: str | None = None, name: str | None = None
 
 
 def _region(channels: int, region: str | None, path: str | Path) -> str:
-    """Tell the region by the number of output channels."""
+    """Determine the region from the number of output channels."""
     if channels not in REGIONS:
         choices = " or ".join(f"{count} ({found})" for count, found in REGIONS.items())
         raise ValueError(f"{path} must hold a generator with {choices} output channels, but it has {channels}.")

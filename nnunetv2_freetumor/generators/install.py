@@ -9,7 +9,7 @@ from nnunetv2_freetumor.files.hashes import file_hash
 from nnunetv2_freetumor.generators.cards import Card, check_name
 from nnunetv2_freetumor.generators.weights import (
     ALIASES,
-    ENDING,
+    GENERATOR_ENDING,
     available,
     bundled_folder,
     find_generator,
@@ -67,10 +67,10 @@ def install_command(file: str, name: str | None = None) -> None:
     card = load_generator(path).card
     name = name or card.name
     check_name(name)
-    taken = (*NOT_NAMES, *ALIASES, *(bundled.stem for bundled in bundled_folder().glob(f"*{ENDING}")))
+    taken = (*NOT_NAMES, *ALIASES, *(bundled.stem for bundled in bundled_folder().glob(f"*{GENERATOR_ENDING}")))
     if name in taken:
         raise ValueError(f"The name '{name}' is taken by the package itself. Choose another one with --name.")
-    target = installed_folder() / f"{name}{ENDING}"
+    target = installed_folder() / f"{name}{GENERATOR_ENDING}"
     if target.exists():
         if file_hash(target) != file_hash(path):
             raise ValueError(
@@ -86,7 +86,7 @@ def install_command(file: str, name: str | None = None) -> None:
 
 
 def summary(path: Path, card: Card) -> dict[str, str]:
-    """Say what matters most about a generator file."""
+    """Summarize what matters most about a generator file."""
     return {
         "kind": card.kind,
         "hosts": ", ".join(card.hosts),
@@ -100,7 +100,7 @@ def summary(path: Path, card: Card) -> dict[str, str]:
 
 
 def details(path: Path, card: Card) -> dict[str, str]:
-    """Say the rest about a generator file, with its checksum."""
+    """List the remaining facts about a generator file, with its checksum."""
     low, high = card.window_hu
     output = f"{card.activation}, {'added to' if card.sign > 0 else 'subtracted from'} the image"
     return {

@@ -17,14 +17,14 @@ from nnunetv2_freetumor.files.strict_json import read_as
 from nnunetv2_freetumor.generators.cards import Card
 from nnunetv2_freetumor.generators.networks import FreeTumorNet, LiteNet
 
-ENDING = ".safetensors"
+GENERATOR_ENDING = ".safetensors"
 ALIASES = {"lite": "lite_phantom"}  # short names of bundled generators
 _CARD = "card"  # the key in the header
 _RESULTS = "nnUNet_results"
 _CONVERT = "'nnUNetv2_freetumor generator convert OFFICIAL.pt -o FILE'"
 
 
-class Loaded(NamedTuple):
+class LoadedGenerator(NamedTuple):
     """A generator's network, in evaluation mode, and its card."""
 
     network: nn.Module
@@ -57,7 +57,7 @@ def read_card(path: str | Path) -> Card:
     return _read(Path(path), weights=False)[0]
 
 
-def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Loaded:
+def load_generator(path: str | Path, device: str | torch.device = "cpu") -> LoadedGenerator:
     """Load a generator for use: evaluation mode, no gradients; the global random state stays as it is.
 
     Raises:
@@ -67,7 +67,7 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Load
     check_tensors(tensors, card, path)
     network = _outline(card).to_empty(device=device)
     network.load_state_dict(tensors)
-    return Loaded(network.eval().requires_grad_(False), card)
+    return LoadedGenerator(network.eval().requires_grad_(False), card)
 
 
 def check_tensors(tensors: Mapping[str, Tensor], card: Card, path: str | Path) -> None:
@@ -107,12 +107,12 @@ def parameter_count(card: Card) -> int:
 
 
 def bundled_folder() -> Path:
-    """Give the folder of the generators that come with this package."""
+    """Return the folder of the generators that come with this package."""
     return Path(__file__).parents[1] / "bundled"
 
 
 def installed_folder() -> Path:
-    """Give the folder of the installed generators, whether it exists or not.
+    """Return the folder of the installed generators, whether it exists or not.
 
     Raises:
         ValueError: nnU-Net's results folder is not set.
@@ -133,7 +133,7 @@ def find_generator(name_or_path: str | Path) -> Path:
         ValueError: there is none; the text lists what there is.
     """
     name = str(name_or_path)
-    if name.endswith(ENDING) or Path(name).name != name:
+    if name.endswith(GENERATOR_ENDING) or Path(name).name != name:
         if Path(name).is_file():
             return Path(name)
         raise ValueError(
@@ -145,7 +145,7 @@ def find_generator(name_or_path: str | Path) -> Path:
     if Path(name).is_file():
         return Path(name)
     raise ValueError(
-        f"There is no generator named '{name}'. Give a path to a {ENDING} file, or one of these: {_there()}."
+        f"There is no generator named '{name}'. Give a path to a {GENERATOR_ENDING} file, or one of these: {_there()}."
     )
 
 
@@ -162,7 +162,7 @@ def _outline(card: Card) -> nn.Module:
 
 def _read(path: Path, weights: bool) -> tuple[Card, dict[str, Tensor]]:
     if not path.is_file():
-        raise ValueError(f"There is no generator file {path}. Give the path of an existing {ENDING} file.")
+        raise ValueError(f"There is no generator file {path}. Give the path of an existing {GENERATOR_ENDING} file.")
     try:
         with safe_open(path, framework="pt") as file:
             card = _read_card(path, file.metadata() or {})
@@ -207,7 +207,7 @@ def _some(names: list[str]) -> str:
 
 def _files() -> list[Path]:
     folders = [installed_folder()] if os.environ.get(_RESULTS) else []
-    return [file for folder in [*folders, bundled_folder()] for file in sorted(folder.glob(f"*{ENDING}"))]
+    return [file for folder in [*folders, bundled_folder()] for file in sorted(folder.glob(f"*{GENERATOR_ENDING}"))]
 
 
 def _card_or_error(file: Path) -> Card | str:

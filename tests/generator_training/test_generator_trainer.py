@@ -101,9 +101,9 @@ def test_a_training_leaves_weights_card_curves_and_previews_and_can_be_continued
     assert '"lesions_per_step": 2' in loaded.card.recipe
     assert torch.equal(loaded.network.last.weight, made.network.ema.last.weight)
     log = made.logger.local_logger.my_fantastic_logging
-    assert all(len(log[generator_log.KEY + name]) == 1 for name in generator_log.NAMES)
-    assert log[generator_log.KEY + "critic"][0] > 0 and 0 <= log["mean_fg_dice"][0] <= 1
-    assert (folder / trainer.CURVES).is_file() and (folder / "freetumor_preview_epoch_0000.png").is_file()
+    assert all(len(log[generator_log.LOGGER_PREFIX + name]) == 1 for name in generator_log.NAMES)
+    assert log[generator_log.LOGGER_PREFIX + "critic"][0] > 0 and 0 <= log["mean_fg_dice"][0] <= 1
+    assert (folder / trainer.CURVES_FILE).is_file() and (folder / "freetumor_preview_epoch_0000.png").is_file()
     assert (folder / "progress.png").is_file()
 
     again = make(lesions_per_step=1, ema_decay=0.0, generator_rate=1e-5)
@@ -116,8 +116,12 @@ def test_a_training_leaves_weights_card_curves_and_previews_and_can_be_continued
     assert again.optimizer.state_dict()["state"].keys() == made.optimizer.state_dict()["state"].keys()
     again.run_training()
     log = again.logger.local_logger.my_fantastic_logging
-    assert [len(log[name]) for name in ("train_losses", "val_losses", generator_log.KEY + "bands")] == [2, 2, 2]
-    assert not math.isnan(log[generator_log.KEY + "critic"][1])
+    assert [len(log[name]) for name in ("train_losses", "val_losses", generator_log.LOGGER_PREFIX + "bands")] == [
+        2,
+        2,
+        2,
+    ]
+    assert not math.isnan(log[generator_log.LOGGER_PREFIX + "critic"][1])
     text = Path(again.log_file).read_text()
     assert "2 steps, generator" in text and "realism to the critic" in text
 
@@ -163,8 +167,8 @@ def test_a_judge_is_learned_from_and_its_shares_are_logged(make, make_trainer):
     made = make(judge_weight=0.1, judge_warmup_epochs=0)
     made.run_training()
     log = made.logger.local_logger.my_fantastic_logging
-    assert 0 < log[generator_log.KEY + "judge"][0] <= 1
-    assert log["mean_fg_dice"][0] == log[generator_log.KEY + "recognized"][0] >= 0
+    assert 0 < log[generator_log.LOGGER_PREFIX + "judge"][0] <= 1
+    assert log["mean_fg_dice"][0] == log[generator_log.LOGGER_PREFIX + "recognized"][0] >= 0
     card = load_generator(Path(made.output_folder) / "generator.safetensors").card
     assert card.judge == "nnUNetTrainer__nnUNetPlans__3d_fullres/fold_0"
 
@@ -177,7 +181,7 @@ def test_the_published_recipe_trains_the_published_network(make_trainer):
     loaded = load_generator(Path(made.output_folder) / "generator.safetensors")
     assert (loaded.card.kind, loaded.card.sign, loaded.card.activation) == ("freetumor", -1, "tanh")
     assert made.network.ema is None and loaded.card.recipe.startswith("published, changed")
-    assert 0 < made.logger.local_logger.my_fantastic_logging[generator_log.KEY + "adversarial"][0] < 1
+    assert 0 < made.logger.local_logger.my_fantastic_logging[generator_log.LOGGER_PREFIX + "adversarial"][0] < 1
 
 
 def test_only_targets_with_real_tumors_are_learned(make):

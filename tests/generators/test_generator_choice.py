@@ -14,7 +14,7 @@ from nnunetv2_freetumor.experiments.bench.data import DATASET
 from nnunetv2_freetumor.experiments.bench.data import PLANS as PLANS_NAME
 from nnunetv2_freetumor.files.checkpoints import CHECKPOINT
 from nnunetv2_freetumor.generators import weights
-from nnunetv2_freetumor.generators.choice import ASKED_FOR, Choice, build_generators, choose_generators, describe
+from nnunetv2_freetumor.generators.choice import ASKED_FOR, Choice, build_generators, choice_lines, choose_generators
 from nnunetv2_freetumor.generators.networks import FreeTumorNet
 from nnunetv2_freetumor.generators.weights import save_generator
 from nnunetv2_freetumor.offline import preview
@@ -73,7 +73,7 @@ def choose(generator="auto", fold=0, host="liver", validation=("val_1", "val_2")
 def test_texture_runs_where_it_is_asked_for_and_needs_no_file(monkeypatch):
     monkeypatch.delenv("nnUNet_results", raising=False)
     assert choose("texture") == Choice("organ", "texture", None, ASKED_FOR)
-    assert describe([choose("texture")]) == ["FreeTumor: organ: generator texture, asked for by name"]
+    assert choice_lines([choose("texture")]) == ["FreeTumor: organ: generator texture, asked for by name"]
 
 
 def test_auto_takes_texture_where_there_is_nothing_else_and_says_so(results):
@@ -96,7 +96,7 @@ def test_auto_takes_this_folds_own_generator_first(results):
     choice = choose()
     assert (choice.generator, choice.path) == ("own_0", path)
     assert choice.reason == f"trained for Dataset007_Liver, nnUNetPlans, 3d_fullres, fold 0, by {TRAINER}"
-    assert describe([choice]) == [f"FreeTumor: organ: generator own_0 ({path}), {choice.reason}"]
+    assert choice_lines([choice]) == [f"FreeTumor: organ: generator own_0 ({path}), {choice.reason}"]
 
 
 @pytest.mark.parametrize(
@@ -226,10 +226,10 @@ def test_on_a_numbered_fold_a_generator_that_saw_a_validation_case_is_refused(re
     with pytest.raises(ValueError) as error:
         choose(generator)
     assert str(error.value) == (
-        f"The generator 'shared' ({path}) was trained on 1 of the 2 validation cases of fold 0 (val_2), so that this "
-        "fold's scores would be too good. Train one for this fold with 'nnUNetv2_train Dataset007_Liver 3d_fullres 0 "
-        "-tr nnUNetTrainerFreeTumorGenerator -p nnUNetPlans', set 'generator' to texture in the plans' freetumor "
-        "section, or train fold all."
+        f"The generator 'shared' ({path}) was trained on 1 of the 2 validation cases of fold 0 (val_2), so this "
+        "fold's scores would be too optimistic. Train a generator for this fold with 'nnUNetv2_train Dataset007_Liver "
+        "3d_fullres 0 -tr nnUNetTrainerFreeTumorGenerator -p nnUNetPlans', set 'generator' to texture in the plans' "
+        "freetumor section, or train fold all."
     )
     assert choose(generator, fold="all").path == choose(generator, fold=None).path == path
     assert choose(generator, validation=("val_1",)).path == path
