@@ -1,4 +1,4 @@
-"""What the adversarial stage may learn from, and the card that says so."""
+"""What the adversarial stage may learn from, and the card that records it."""
 
 import dataclasses
 import datetime
@@ -33,7 +33,7 @@ def learnable_targets(section: Section, preprocessed: str | Path, cases: Iterabl
     """Keep the targets of which the training cases hold real tumors.
 
     Raises:
-        ValueError: there is none: nothing to learn from.
+        ValueError: there is none, so nothing to learn from.
     """
     present: set[int] = set()
     for case in cases:
@@ -43,9 +43,9 @@ def learnable_targets(section: Section, preprocessed: str | Path, cases: Iterabl
     if not kept:
         names = ", ".join(f"'{target.name}'" for target in section.targets)
         raise ValueError(
-            f"No training case of fold {fold} holds a real tumor ({names}), and a generator learns from real ones what "
-            "tumors look like. Train on a dataset with labeled tumors and install its generator ('nnUNetv2_freetumor "
-            'generator install FILE\'), or leave "generator" at auto or texture, which need none.'
+            f"No training case of fold {fold} contains a real tumor ({names}), but a generator learns from real ones. "
+            "Train it on a dataset with labeled tumors and install it ('nnUNetv2_freetumor generator install FILE'), "
+            "or leave 'generator' at auto or texture, which need no trained generator."
         )
     return dataclasses.replace(section, targets=kept)
 

@@ -30,7 +30,9 @@ class Divergence:
         exploded = self._bounded and residual_hu > EXPLODED_SHARE * MAX_RESIDUAL_HU
         self._exploded = self._exploded + 1 if exploded else 0
         if self._won >= self._patience:
-            return f"the critic's loss stayed below {WON_BELOW} for {self._won} steps: the generator learns nothing"
+            return (
+                f"the critic's loss stayed below {WON_BELOW} for {self._won} steps: the generator cannot learn from it"
+            )
         if self._exploded >= self._patience:
             return f"the residual stayed at its bound of {MAX_RESIDUAL_HU:.0f} HU for {self._exploded} steps"
         return ""
@@ -38,9 +40,10 @@ class Divergence:
 
 def message(problem: str, epoch: int, weights: str, good_epoch: int | None) -> str:
     """Describe what happened, which weights are left, and what to change."""
-    left = f"The weights of epoch {good_epoch} are in {weights}." if good_epoch is not None else "No weights were kept."
+    left = "No weights were saved." if good_epoch is None else f"The weights of epoch {good_epoch} are in {weights}."
     return (
         f"FreeTumor generator: training diverged in epoch {epoch}: {problem}. {left} Lower generator_rate or "
-        "critic_rate, or raise r1_weight, under 'recipe_changes' in the plans' freetumor section, and train anew. "
-        "'generator': auto passes over weights of a training that has not ended; name their file to use them."
+        "critic_rate, or raise r1_weight, under 'recipe_changes' in the plans' freetumor section, and start the "
+        "training again. 'generator': auto ignores weights of unfinished trainings; to use them, give the path of "
+        "their file."
     )

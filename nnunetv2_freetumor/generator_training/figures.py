@@ -41,7 +41,7 @@ class LesionSlices(NamedTuple):
 
 
 def preview_sheet(rows: Sequence[LesionSlices], path: str | Path, title: str) -> None:
-    """Draw a row per lesion: before, with `texture`, with the learned generator, and its outline on that."""
+    """Plot a row per lesion: before, with `texture`, with the learned generator, and with its outline."""
     width, height = len(_COLUMNS) * VIEW_INCHES, len(rows) * VIEW_INCHES + 0.4
     figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
     figure.text(0.01, 1 - 0.2 / height, title, color=TEXT, fontsize=9, va="center")
@@ -61,7 +61,7 @@ def preview_sheet(rows: Sequence[LesionSlices], path: str | Path, title: str) ->
 
 @style.context("default")  # nnU-Net's own figure leaves very large fonts behind
 def training_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> None:
-    """Draw every loss term, the critic's opinion, and the recognized share by size class, epoch by epoch."""
+    """Plot every loss term, the critic's confusion, and the recognized share by size class, epoch by epoch."""
     figure = Figure(figsize=(11, 9), facecolor="white", layout="constrained")
     *panels, shares, beside, last = figure.subplots(4, 3).flat[: len(TERMS) + 3]
     for axes, name in zip(panels, TERMS):
@@ -71,7 +71,7 @@ def training_curves(history: Mapping[str, Sequence[float]], path: str | Path) ->
     judged = [size for size in sizes if any(map(math.isfinite, history[size[0]]))]
     for name, size, color in judged:
         shares.plot(range(len(history[name])), history[name], marker=".", color=color, label=size)
-    shares.plot(range(len(history["realism"])), history["realism"], color="#999999", label="realism to the critic")
+    shares.plot(range(len(history["realism"])), history["realism"], color="#999999", label="critic confusion")
     shares.set(ylim=(0, 1.05))
     shares.set_title("recognized share" if judged else "no judge", fontsize=9)
     beside.legend(*shares.get_legend_handles_labels(), loc="center left", frameon=False, fontsize=9)

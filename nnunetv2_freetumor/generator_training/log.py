@@ -58,7 +58,7 @@ def epoch_means(steps: Sequence[Seen]) -> dict[str, float]:
 def terms_line(terms: dict[str, float], steps: int) -> str:
     """Report an epoch's loss terms for nnU-Net's log."""
     values = ", ".join(f"{name} {terms[name]:.3f}" for name in TERMS if name != "residual_hu")
-    return f"FreeTumor generator: {steps} steps, {values}; it changes lesions by {terms['residual_hu']:.1f} HU"
+    return f"FreeTumor generator: {steps} steps, {values}, mean residual {terms['residual_hu']:.1f} HU"
 
 
 def seen_line(seen: dict[str, float], judged: bool) -> str:
@@ -66,11 +66,11 @@ def seen_line(seen: dict[str, float], judged: bool) -> str:
     if math.isnan(seen["realism"]):
         return "FreeTumor generator: no validation patch had room for a lesion"
     if not judged or math.isnan(seen["recognized"]):
-        return f"FreeTumor generator: realism to the critic {seen['realism']:.2f} (1: not told apart); no judge"
+        return f"FreeTumor generator: critic confusion {seen['realism']:.2f} (1 = indistinguishable); no judge"
     sizes = ", ".join(f"{size}: {_percent(seen[name])}" for size, name in zip(SIZE_NAMES, RECOGNIZED))
     return (
-        f"FreeTumor generator: realism to the critic {seen['realism']:.2f} (1: not told apart); the judge recognizes "
-        f"{_percent(seen['recognized'])} of a lesion ({sizes})"
+        f"FreeTumor generator: critic confusion {seen['realism']:.2f} (1 = indistinguishable); the judge recognizes "
+        f"{_percent(seen['recognized'])} of a lesion on average ({sizes})"
     )
 
 

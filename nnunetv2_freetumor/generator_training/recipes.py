@@ -173,8 +173,8 @@ def frame_for(recipe: Recipe, section: Section) -> Frame:
     chest = [target.prior.name in CHEST_PRIORS for target in section.targets]
     if recipe.kind == "freetumor" and any(chest) and not all(chest):
         raise ValueError(
-            "The published network brightens in the chest and darkens in the abdomen, so that one cannot learn both. "
-            "Set 'recipe' to lite, or leave targets of one kind only in the plans' freetumor section."
+            "The published network brightens in the chest and darkens in the abdomen, so one network cannot learn "
+            "both. Set 'recipe' to lite, or keep targets of only one kind in the plans' freetumor section."
         )
     if any(chest):
         sides = recipe.chest_side_voxels

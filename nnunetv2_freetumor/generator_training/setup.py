@@ -21,8 +21,8 @@ from nnunetv2_freetumor.training.synthetic_splits import SplitGuardMixin
 
 STOCK_EPOCHS, STOCK_ITERATIONS = 1000, 250  # nnU-Net's own: the recipe's take their place
 ONE_GPU = (
-    "nnUNetTrainerFreeTumorGenerator trains on one GPU: generator and critic take turns, which nnU-Net's distributed "
-    "training cannot follow. Leave -num_gpus out, or set it to 1."
+    "nnUNetTrainerFreeTumorGenerator trains on a single GPU: generator and critic alternate, which nnU-Net's "
+    "distributed training does not support. Omit -num_gpus, or set it to 1."
 )
 
 
@@ -84,12 +84,13 @@ class GeneratorSetup(PoolMixin, SplitGuardMixin):
         self.print_to_log_file(
             f"FreeTumor generator: recipe {card.recipe_text(self.section)}, kind {self.recipe.kind}, hosts {hosts}, "
             f"window {frame.window_hu} HU, {frame.side_voxels} voxels of {frame.spacing_mm} mm, judge {judge}, "
-            f"{len(self._cases)} training cases, seed {self.section.seed}; weights go to {weights}\n{self.recipe}"
+            f"{len(self._cases)} training cases, seed {self.section.seed}; weights are written to "
+            f"{weights}\n{self.recipe}"
         )
         if self._unlearned:
             self.print_to_log_file(
                 f"WARNING: FreeTumor generator: {', '.join(self._unlearned)} will not be learned: no training case of "
-                f"fold {self.fold} holds a real tumor of that kind."
+                f"fold {self.fold} contains a real tumor of this kind."
             )
 
     def build_network_architecture(  # type: ignore[override]
@@ -127,7 +128,8 @@ class GeneratorSetup(PoolMixin, SplitGuardMixin):
         ours = self.plans_manager.plans
         if plan.SECTION in ours and ours[plan.SECTION] != plans[plan.SECTION]:
             self.print_to_log_file(
-                "FreeTumor generator: the plans' freetumor section has changed; this training goes on with its own."
+                "FreeTumor generator: the plans' freetumor section has changed; this training continues with its "
+                "original section."
             )
         ours[plan.SECTION] = plans[plan.SECTION]  # before networks, rates and length are made from it
         super().load_checkpoint(read)

@@ -45,8 +45,8 @@ __all__ = [
 
 CURVES_FILE, PREVIEW_FILE = "freetumor_generator.png", "freetumor_preview_epoch_{:04d}.png"
 IDLE = (
-    "WARNING: FreeTumor generator: nothing was learned in this epoch: no patch had room for a lesion, or no real tumor "
-    "was seen. A larger patch or more training cases with tumors help."
+    "WARNING: FreeTumor generator: nothing was learned in this epoch, because no patch had room for a lesion or no "
+    "real tumor has been seen yet. Use a larger patch or more training cases with tumors."
 )
 
 
@@ -146,7 +146,10 @@ class nnUNetTrainerFreeTumorGenerator(GeneratorSetup):
             self._save(self._stage.judge)
             self._good_epoch = self.current_epoch
         else:
-            self.print_to_log_file(f"WARNING: FreeTumor generator: losses saturate; kept: epoch {self._good_epoch}")
+            kept = "" if self._good_epoch is None else f"; the file keeps those of epoch {self._good_epoch}"
+            self.print_to_log_file(
+                f"WARNING: FreeTumor generator: losses are saturated, so this epoch's weights are not saved{kept}"
+            )
         history = epoch_log.history(self.logger, log.LOGGER_PREFIX, log.NAMES)
         training_curves(history, join(self.output_folder, CURVES_FILE))
         if self.current_epoch % self.recipe.preview_every == 0 or self.current_epoch == self.num_epochs - 1:
@@ -160,8 +163,8 @@ class nnUNetTrainerFreeTumorGenerator(GeneratorSetup):
         if not Path(self._weights).is_file():
             self._save(self._make_judge())
         self.print_to_log_file(
-            f'FreeTumor generator: {self._weights} holds the generator. "generator": "auto" in the plans\' freetumor '
-            "section finds it for this dataset and fold; 'nnUNetv2_freetumor generator inspect' shows its card."
+            f"FreeTumor generator: saved as {self._weights}. Trainings of this dataset and fold pick it up "
+            'automatically ("generator": "auto"). \'nnUNetv2_freetumor generator inspect\' prints its card.'
         )
 
 

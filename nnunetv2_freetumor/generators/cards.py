@@ -1,4 +1,4 @@
-"""A generator file's card: what the weights are, what they were trained on, and how they are to be run."""
+"""A generator file's card: what the weights are, what they were trained on, and how to run them."""
 
 import re
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ SIDE_MULTIPLES = {"freetumor": 8, "lite": 4}  # of voxels: how often each networ
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a generator file holds, what it was trained on, and how it is to be run."""
+    """What a generator file holds, what it was trained on, and how to run it."""
 
     name: str
     kind: Literal["freetumor", "lite"]
@@ -50,13 +50,13 @@ class Card:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that cannot be a file's.
+    """Refuse a name that cannot be a file name.
 
     Raises:
         ValueError: names it and the rule.
     """
     if not _NAME.fullmatch(name) or name.endswith(".safetensors"):
         raise ValueError(
-            f"A generator's name must start with a letter or digit and go on with letters, digits, '_', '-' and '.', "
-            f"without the file's ending, but it is {name!r}."
+            f"A generator's name must start with a letter or digit, continue with letters, digits, '_', '-' or '.', "
+            f"and omit the file extension, but it is {name!r}."
         )

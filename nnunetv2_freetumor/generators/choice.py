@@ -1,8 +1,8 @@
-"""Choose the generator of each target, say why, and load it.
+"""Choose the generator of each target, give the reason, and load it.
 
-`auto` takes the first of these that serves the target's host: the one trained for this dataset, plans, configuration
-and fold; the newest installed one whose training data hold real tumors of this host; `texture`. One trained on phantoms
-runs by name only.
+`auto` takes the first of these that supports the target's host: the one trained for this dataset, plans, configuration
+and fold; the newest installed one whose training data include real tumors of this host; `texture`. One trained on
+phantoms runs by name only.
 """
 
 import os
@@ -24,7 +24,7 @@ from nnunetv2_freetumor.synthesis.texture import TextureGenerator
 
 GENERATOR_TRAINER = "nnUNetTrainerFreeTumorGenerator"
 GENERATOR_FILE = "generator.safetensors"  # in the fold's folder
-ASKED_FOR = "asked for by name"
+ASKED_FOR = "requested by name"
 COPYING_SECONDS = 60.0  # a copied folder's files may be this much out of order
 _RESULTS = "nnUNet_results"
 _LENGTHS = re.compile(rf"{GENERATOR_TRAINER}(_\d+epochs?)?")
@@ -60,7 +60,7 @@ def choose_generators(
         validation_cases: of a numbered fold; a generator trained on one of them is refused.
 
     Raises:
-        ValueError: a named generator that cannot be read or does not serve a host, or one trained on validation cases.
+        ValueError: a named generator cannot be read or does not support a host, or one was trained on validation cases.
     """
     found = [_choose(section, target, plans, configuration, fold=fold) for target in section.targets]
     for one in found:
@@ -109,7 +109,7 @@ def _choose(section: Section, target: Target, plans: dict[str, Any], configurati
     own = _own(ended, plans, configuration, fold) if ended else None
     if own is not None and target.prior.name in own.card.hosts:
         return own
-    passed = "" if ended or not files else f"; passed over: {files[0]}, whose training has not ended"
+    passed = "" if ended or not files else f"; skipped {files[0]}, whose training has not finished"
     found = _installed(target.prior.name)
     if found is not None:
         return found._replace(reason=found.reason + passed)
@@ -124,9 +124,9 @@ def _named(name: str, target: Target) -> _Found:
     card = read_card(path)
     if target.prior.name not in card.hosts:
         raise ValueError(
-            f"The generator '{card.name}' ({path}) serves the hosts {', '.join(card.hosts)}, but the target "
-            f"'{target.name}' needs '{target.prior.name}'. Set 'generator' to auto, to texture, or to one that serves "
-            "this host ('nnUNetv2_freetumor generator list' shows them)."
+            f"The generator '{card.name}' ({path}) supports the hosts {', '.join(card.hosts)}, but the target "
+            f"'{target.name}' needs '{target.prior.name}'. Set 'generator' to auto, to texture, or to one that "
+            "supports this host ('nnUNetv2_freetumor generator list' shows them)."
         )
     return _Found(path, card, ASKED_FOR)
 
@@ -165,7 +165,7 @@ def _own(files: Sequence[Path], plans: dict[str, Any], configuration: str, fold:
 
 
 def _installed(host: str) -> _Found | None:
-    """Find the newest generator, by its card's date, that saw real tumors of a host and serves it."""
+    """Find the newest generator, by its card's date, that was trained on real tumors of a host and supports it."""
     fitting = [
         (path, card)
         for path, card in available()
@@ -175,20 +175,20 @@ def _installed(host: str) -> _Found | None:
         return None
     path, card = max(fitting, key=lambda found: (found[1].date, found[1].name))
     others = ", ".join(sorted(other.name for _, other in fitting if other is not card))
-    passed = f"; also installed and older: {others}" if others else ""
-    return _Found(path, card, f"the installed one whose training data hold real tumors of the host '{host}'{passed}")
+    passed = f"; also installed, but older: {others}" if others else ""
+    return _Found(path, card, f"installed, and trained on real tumors of the host '{host}'{passed}")
 
 
 def _why_texture(host: str, own: _Found | None, fold: Fold) -> str:
     if own is None:
-        first = "none was trained for this dataset" + ("" if fold is None else " and fold")
+        first = "no generator was trained for this dataset" + ("" if fold is None else " and fold")
     else:
-        first = f"the one trained for this dataset ({own.path}) serves only {', '.join(own.card.hosts)}"
+        first = f"the one trained for this dataset ({own.path}) supports only {', '.join(own.card.hosts)}"
     if not os.environ.get(_RESULTS):
-        return f"{first}, and no installed one can be found, as {_RESULTS} is not set"
+        return f"{first}, and installed ones cannot be found because {_RESULTS} is not set"
     broken = [path.name for path, card in available() if isinstance(card, str)]
-    unread = f" ({', '.join(broken)} cannot be read)" if broken else ""
-    return f"{first}, and no installed one has seen real tumors of the host '{host}'{unread}"
+    unread = f" (unreadable: {', '.join(broken)})" if broken else ""
+    return f"{first}, and no installed one was trained on real tumors of the host '{host}'{unread}"
 
 
 def _check_fold(

@@ -87,17 +87,17 @@ def check_tensors(tensors: Mapping[str, Tensor], card: Card, path: str | Path) -
     problems = {
         "lacks": [name for name in expected if name not in tensors],
         "has unknown": [name for name in tensors if name not in expected],
-        "has other shapes:": shapes,
-        "has no floating-point numbers in": [
+        "has wrong shapes:": shapes,
+        "has the wrong type of numbers in": [
             name for name in shared if expected[name].is_floating_point() != tensors[name].is_floating_point()
         ],
-        "holds NaN or infinite values in": [name for name in shared if not tensors[name].isfinite().all()],
+        "contains NaN or infinite values in": [name for name in shared if not tensors[name].isfinite().all()],
     }
     found = [f"it {problem} {_some(names)}" for problem, names in problems.items() if names]
     if found:
         raise ValueError(
-            f"{path} must hold the finite weights of {network}, but {'; '.join(found)}. Get the file again, or train "
-            "or convert the generator anew."
+            f"{path} must contain the weights of {network}, all finite, but {'; '.join(found)}. Copy or download the "
+            "file again, or train or convert the generator again."
         )
 
 
@@ -120,8 +120,9 @@ def installed_folder() -> Path:
     results = os.environ.get(_RESULTS)
     if not results:
         raise ValueError(
-            "Installed generators lie in $nnUNet_results/freetumor_generators, but the environment variable "
-            "nnUNet_results is not set. Set it as nnU-Net's installation guide says: export nnUNet_results=FOLDER."
+            "Generators are installed in $nnUNet_results/freetumor_generators, but the environment variable "
+            "nnUNet_results is not set. Set it as described in nnU-Net's installation guide: export "
+            "nnUNet_results=FOLDER."
         )
     return Path(results) / "freetumor_generators"
 
@@ -174,7 +175,7 @@ def _read(path: Path, weights: bool) -> tuple[Card, dict[str, Tensor]]:
 def _read_card(path: Path, metadata: Mapping[str, str]) -> Card:
     if _CARD not in metadata:
         raise ValueError(
-            f"{path} holds weights but no card in its header, so nothing says how to run them. If they are the "
+            f"{path} contains weights but no card in its header, so it is unknown how to run them. If these are the "
             f"authors' weights, convert their checkpoint: {_CONVERT}."
         )
     try:
@@ -183,7 +184,7 @@ def _read_card(path: Path, metadata: Mapping[str, str]) -> Card:
         reason = str(error).removeprefix("freetumor plans: ")
         raise ValueError(
             f"{path} has a card that this version cannot read: {reason} It may come from a newer version of this "
-            "package: update the package, or get the file again."
+            "package: update the package, or copy or download the file again."
         ) from error
 
 
@@ -192,8 +193,8 @@ def _not_safetensors(path: Path, error: SafetensorError) -> str:
         start = file.read(9)
     if start.startswith((b"PK", b"\x80")) and start[8:] != b"{":
         return (
-            f"{path} is a pickle, as torch.save writes it, and not a safetensors file. A pickle can run code, so it "
-            f"was refused and nothing of it was executed. Convert an official checkpoint: {_CONVERT}."
+            f"{path} is a pickle, as written by torch.save, not a safetensors file. A pickle can run code, so it was "
+            f"rejected and nothing in it was executed. Convert an official checkpoint: {_CONVERT}."
         )
     if start[8:] == b"{":
         return f"{path} is truncated or damaged ({error}). Copy or download it again."
