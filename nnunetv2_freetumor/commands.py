@@ -128,27 +128,29 @@ COMMANDS = {
     ),
     "generator convert": Command(
         "generators.conversion:convert_command",
-        "turn the authors' published checkpoint into a generator file with a card",
+        "convert the authors' published checkpoint into a generator file with a card",
         (
-            Option("OFFICIAL.pt", "checkpoint", "the authors' checkpoint; nothing in it is executed", required=True),
+            Option("OFFICIAL.pt", "checkpoint", "the authors' checkpoint; no code in it is executed", required=True),
             Option("-o", "output", "generator file to write, FILE.safetensors", required=True),
-            Option("--region", "region", "abdomen or chest (what the number of output channels says otherwise)"),
-            Option("--host", "host", "of a chest checkpoint: lung or covid19 (lung otherwise)"),
-            Option("--name", "name", "of the generator (freetumor_abdomen, _lung or _covid19 otherwise)"),
+            Option("--region", "region", "abdomen or chest (default: from the number of output channels)"),
+            Option(
+                "--host", "host", "host of a chest checkpoint: lung or covid19 (default: lung; omit for the abdomen)"
+            ),
+            Option("--name", "name", "name of the generator (default: freetumor_abdomen, _lung or _covid19)"),
         ),
     ),
-    "generator list": Command("generators.install:list_command", "list the bundled and the installed generators"),
+    "generator list": Command("generators.install:list_command", "list bundled and installed generators"),
     "generator inspect": Command(
         "generators.install:inspect_command",
-        "check a generator file completely and print its card",
-        (Option("FILE", "file", "generator file, or name of an installed or bundled one", required=True),),
+        "fully check a generator file and print its card",
+        (Option("FILE", "file", "generator file, or the name of an installed or bundled generator", required=True),),
     ),
     "generator install": Command(
         "generators.install:install_command",
-        "check a generator file completely and install it, so that plans can name it",
+        "fully check a generator file and install it for use by name",
         (
             Option("FILE", "file", "generator file", required=True),
-            Option("--name", "name", "name to install it under (its card's otherwise)"),
+            Option("--name", "name", "name to install it under (default: the name on its card)"),
         ),
     ),
     "realism": Command(

@@ -10,7 +10,17 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from nnunetv2_freetumor.files.strict_json import check, read_as
+from nnunetv2_freetumor.files.strict_json import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Rule,
+    between,
+    check,
+    check_all,
+    read_as,
+    rising,
+)
 
 SECTION = "freetumor"
 DIAMETER_BOUNDS_MM = (10.0, 20.0, 50.0)
@@ -19,22 +29,51 @@ RETIRED = {  # settings of earlier sections: what every one of them held, and wh
     "quality": ("by_size", 'write "min_quality": [0.7, 0.7, 0.7, 0.7] for what "published" asked'),
     "second_draw": (False, "delete it: rejected samples stay as they were"),
 }
+_RULES: dict[str, dict[str, Rule]] = {
+    "SizeClass": dict.fromkeys(("weight", "ln_mm_sd"), NOT_NEGATIVE) | {"min_mm": POSITIVE},
+    "Shape": dict.fromkeys(("roughness_ln_sd", "fine_share", "roughness", "lobe_odds"), NOT_NEGATIVE)
+    | dict.fromkeys(("coarse_cells", "fine_cells"), between(2, 16))
+    | {"roughness_at_mm": rising("diameters in mm", above=0)},
+    "Texture": dict.fromkeys(
+        ("k_sd", "min_contrast_hu", "edge_depth_mm", "edge_depth_per_radius", "fine_hu", "coarse_hu", "rim_hu"),
+        NOT_NEGATIVE,
+    )
+    | dict.fromkeys(("necrotic_share", "rim_enhancing_share", "part_solid_share", "ground_glass_share"), SHARE)
+    | dict.fromkeys(("edge_scale_mm", "fine_mm", "coarse_per_diameter"), POSITIVE)
+    | {"opacity": Rule("must be two rising shares between 0 and 1", lambda pair: 0 <= pair[0] <= pair[1] <= 1)},
+    "Prior": dict.fromkeys(("exophytic_mm", "exophytic_per_diameter"), NOT_NEGATIVE)
+    | {
+        "sizes": Rule("need one weight above 0", lambda sizes: sum(size.weight for size in sizes) > 0),
+        "lesions_per_patch": Rule(
+            "must be weights of 1, 2, 3 ... lesions, one above 0", lambda w: bool(w) and min(w) >= 0 < sum(w)
+        ),
+    },
+    "Target": {
+        "tumor_label": Rule("must be a foreground label", lambda label: label > 0),
+        "host_hu": rising("HU values"),
+    },
+    "Section": {
+        "version": Rule("must be 1", lambda version: version == 1),
+        "targets": Rule("must hold at least one host/tumor pair", bool),
+        "min_quality": Rule("must be four shares", lambda shares: all(0 <= share <= 1 for share in shares)),
+        "seed": Rule("must lie between 0 and 2^31 - 1", lambda seed: 0 <= seed < 2**31),
+    }
+    | dict.fromkeys(("probability_tumor_free", "probability_tumor_bearing", "untouched_share"), SHARE)
+    | dict.fromkeys(("min_accepted_share", "unlabeled_share"), SHARE)
+    | dict.fromkeys(("clearance_mm", "min_visibility", "min_judge_tumors"), NOT_NEGATIVE),
+}
+"""What each setting's value must be; rules between several settings stand with their class."""
 
 
-def _check_share(owner: object, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        check(0.0 <= value <= 1.0, name, "must lie between 0 and 1", value)
+class _Checked:
+    """Settings that are checked by the table when they are made."""
 
-
-def _check_not_negative(owner: object, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        check(value >= 0.0, name, "must not be negative", value)
+    def __post_init__(self) -> None:
+        check_all(self, _RULES[type(self).__name__])
 
 
 @dataclass(frozen=True, kw_only=True)
-class SizeClass:
+class SizeClass(_Checked):
     """One way to draw a lesion's equivalent diameter in mm."""
 
     distribution: Literal["log_normal", "log_uniform"]
@@ -45,13 +84,12 @@ class SizeClass:
     ln_mm_sd: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_not_negative(self, "weight", "ln_mm_sd")
-        check(self.min_mm > 0, "min_mm", "must be above 0", self.min_mm)
+        super().__post_init__()
         check(self.min_mm < self.max_mm, "min_mm", f"must be below max_mm ({self.max_mm})", self.min_mm)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class Shape(_Checked):
     """How lesion surfaces are drawn; see `synthesis/shapes.py` for the formula."""
 
     kind: Literal["blob", "patchy"] = "blob"
@@ -65,18 +103,9 @@ class Shape:
     fine_share: float = 0.6  # amplitude of the fine octave relative to the coarse one
     lobe_odds: tuple[float, float] = (0.24, 0.57)  # chance of one more lobe, as odds, drawn uniformly
 
-    def __post_init__(self) -> None:
-        _check_not_negative(self, "roughness_ln_sd", "fine_share")
-        check(min(self.roughness) >= 0, "roughness", "must not be negative", self.roughness)
-        check(min(self.lobe_odds) >= 0, "lobe_odds", "must not be negative", self.lobe_odds)
-        for name in ("coarse_cells", "fine_cells"):
-            check(2 <= getattr(self, name) <= 16, name, "must lie between 2 and 16", getattr(self, name))
-        low, high = self.roughness_at_mm
-        check(0 < low < high, "roughness_at_mm", "must be two rising diameters in mm", self.roughness_at_mm)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Texture:
+class Texture(_Checked):
     """What a lesion looks like. core = host - k (host - 20 HU), so that contrast follows the enhancement phase."""
 
     k_mean: float = 0.55
@@ -97,19 +126,9 @@ class Texture:
     ground_glass_share: float = 0.0  # share of lesions that are ground glass throughout
     opacity: tuple[float, float] = (0.25, 0.55)  # share of the voxel that ground glass fills, drawn uniformly
 
-    def __post_init__(self) -> None:
-        _check_not_negative(
-            self, "k_sd", "min_contrast_hu", "edge_depth_mm", "edge_depth_per_radius", "fine_hu", "coarse_hu", "rim_hu"
-        )
-        _check_share(self, "necrotic_share", "rim_enhancing_share", "part_solid_share", "ground_glass_share")
-        for name in ("edge_scale_mm", "fine_mm", "coarse_per_diameter"):
-            check(getattr(self, name) > 0, name, "must be above 0", getattr(self, name))
-        low, high = self.opacity
-        check(0 <= low <= high <= 1, "opacity", "must be two rising shares between 0 and 1", self.opacity)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Prior:
+class Prior(_Checked):
     """Everything that is known about one kind of tumor, without any label number."""
 
     name: str
@@ -121,16 +140,9 @@ class Prior:
     exophytic_per_diameter: float = 0.0  # and at most this share of its diameter
     subpleural: bool = False  # lesions hug the surface of the host
 
-    def __post_init__(self) -> None:
-        _check_not_negative(self, "exophytic_mm", "exophytic_per_diameter")
-        check(sum(size.weight for size in self.sizes) > 0, "sizes", "need one weight above 0", self.sizes)
-        weights = self.lesions_per_patch
-        valid = bool(weights) and min(weights) >= 0 and sum(weights) > 0
-        check(valid, "lesions_per_patch", "must be weights of 1, 2, 3 ... lesions, one above 0", weights)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class Target(_Checked):
     """One host/tumor pair of a dataset."""
 
     name: str
@@ -142,17 +154,15 @@ class Target:
     host_hu: tuple[float, float] | None = None  # instead of labels: connected tissue in this HU range inside the body
 
     def __post_init__(self) -> None:
-        check(self.tumor_label > 0, "tumor_label", "must be a foreground label", self.tumor_label)
+        super().__post_init__()
         one = bool(self.host_labels) != (self.host_hu is not None)
         check(one, "host_labels", f"or host_hu must be given for '{self.name}', one of the two", self.host_labels)
         check(self.tumor_label in self.lesion_labels, "lesion_labels", "must hold tumor_label", self.lesion_labels)
         check(not set(self.host_labels) & set(self.lesion_labels), "host_labels", "must hold no lesion label", self)
-        if self.host_hu is not None:
-            check(self.host_hu[0] < self.host_hu[1], "host_hu", "must be two rising HU values", self.host_hu)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class Section(_Checked):
     """The `freetumor` section of a plans file."""
 
     targets: tuple[Target, ...]
@@ -175,15 +185,6 @@ class Section:
     unlabeled_share: float | None = None  # of each batch from the pool; None: the pool's share of all cases, up to 0.5
     clearance_mm: float = 5.0  # between a synthetic lesion's surface and the nearest real tumor or cyst
     fingerprint: dict[str, Any] = field(default_factory=dict)  # what was measured, by target; for people to read
-
-    def __post_init__(self) -> None:
-        check(self.version == 1, "version", "must be 1", self.version)
-        check(bool(self.targets), "targets", "must hold at least one host/tumor pair", self.targets)
-        _check_share(self, "probability_tumor_free", "probability_tumor_bearing", "untouched_share")
-        _check_share(self, "min_accepted_share", *["unlabeled_share"] * (self.unlabeled_share is not None))
-        check(all(0 <= q <= 1 for q in self.min_quality), "min_quality", "must be four shares", self.min_quality)
-        _check_not_negative(self, "clearance_mm", "min_visibility", "min_judge_tumors")
-        check(0 <= self.seed < 2**31, "seed", "must lie between 0 and 2^31 - 1", self.seed)
 
 
 def plans_hash(plans: dict[str, Any]) -> str:
@@ -240,25 +241,6 @@ def always_planting(section: Section, lesions: int | None = None) -> Section:
         untouched_share=0.0,
         tumor_free_patches_only=False,
     )
-
-
-def check_origin(section: Section, plans: dict[str, Any], dataset_json: dict[str, Any]) -> None:
-    """Refuse a section that was made for other labels or other plans.
-
-    Raises:
-        ValueError: names what differs and the command that makes a new section.
-    """
-    way_out = f"Run 'nnUNetv2_freetumor plan -d {plans['dataset_name']} -p {plans['plans_name']}' to recreate it."
-    if section.labels != dataset_json["labels"]:
-        raise ValueError(
-            f"The plans' freetumor section was made for the labels {section.labels}, but dataset.json has "
-            f"{dataset_json['labels']}. {way_out}"
-        )
-    if section.plans_hash != plans_hash(plans):
-        raise ValueError(
-            "The plans' freetumor section was made for other plans (spacing, axis order, patch size or intensity "
-            f"properties differ). {way_out}"
-        )
 
 
 def size_index(diameter_mm: float) -> int:

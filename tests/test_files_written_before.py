@@ -29,7 +29,7 @@ from nnunetv2_freetumor.experiments.study.results import to_json as rows_to_json
 from nnunetv2_freetumor.experiments.study.trials import RULE, Place, scores_from_json, scores_to_json
 from nnunetv2_freetumor.files.hashes import read_contents
 from nnunetv2_freetumor.generator_training.adversaries import ADVERSARIES
-from nnunetv2_freetumor.generator_training.log import KEY as GENERATOR_KEY
+from nnunetv2_freetumor.generator_training.log import LOGGER_PREFIX as GENERATOR_KEY
 from nnunetv2_freetumor.generator_training.log import NAMES
 from nnunetv2_freetumor.generator_training.recipes import RECIPES
 from nnunetv2_freetumor.generator_training.step import Networks
@@ -37,7 +37,8 @@ from nnunetv2_freetumor.generators.networks import FreeTumorNet, LiteNet
 from nnunetv2_freetumor.generators.weights import load_generator
 from nnunetv2_freetumor.offline.dataset import synthesize_dataset
 from nnunetv2_freetumor.offline.provenance import read_record as read_provenance
-from nnunetv2_freetumor.plan import SECTION, check_origin, read_section, to_json
+from nnunetv2_freetumor.plan import SECTION, read_section, to_json
+from nnunetv2_freetumor.planning.section import check_origin
 from nnunetv2_freetumor.pool.store import (
     check_compared,
     open_pool,

@@ -5,7 +5,8 @@ import copy
 import pytest
 
 from nnunetv2_freetumor import plan, priors
-from nnunetv2_freetumor.plan import check_origin, plans_hash, read_section, size_index, to_json
+from nnunetv2_freetumor.plan import plans_hash, read_section, size_index, to_json
+from nnunetv2_freetumor.planning.section import check_origin
 
 PLANS = {
     "dataset_name": "Dataset001_Liver",

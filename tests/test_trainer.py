@@ -238,7 +238,10 @@ def test_the_log_says_what_was_chosen(make_trainer):
     made = make_trainer(trainer.nnUNetTrainerFreeTumor, seed=7)
     made.on_train_start()
     text = Path(made.log_file).read_text()
-    assert "generator texture, none was trained for this dataset and fold, and no installed one has seen" in text
+    assert (
+        "generator texture, no generator was trained for this dataset and fold, and no installed one was trained"
+        in text
+    )
     assert "FreeTumor: generator auto, seed 7, section from the plans file" in text
     assert f"FreeTumor section for {DATASET}, {PLANS}:" in text and "liver tumor" in text
 

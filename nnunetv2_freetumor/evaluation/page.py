@@ -25,7 +25,7 @@ from nnunetv2_freetumor.evaluation.results import (
     main_rows,
 )
 from nnunetv2_freetumor.evaluation.scores import ALL_SIZES, CaseScore, Estimate, FrocPoint, Rule, size_names
-from nnunetv2_freetumor.pages.page import picture, save_page, table
+from nnunetv2_freetumor.pages.page import html_table, picture, save_page
 from nnunetv2_freetumor.pages.slices import PREDICTION_COLOR, REFERENCE_COLOR, png
 
 WHOSE = {OURS: "the predictions", OTHER: "another model's predictions of the same cases", EXTERNAL: "another cohort"}
@@ -74,7 +74,7 @@ def _introduction(evaluation: Evaluation) -> str:
 
 
 def _pair(result: PairResult, rule: Rule, cohort: Cohort, images: Path | None) -> list[str]:
-    tables = [table(rows[0], rows[1:]) for rows in (main_rows(result, rule), gap_rows(result, rule)) if rows]
+    tables = [html_table(rows[0], rows[1:]) for rows in (main_rows(result, rule), gap_rows(result, rule)) if rows]
     parts = [f"<h2>{html.escape(heading(result))}</h2>", *tables]
     plots = (
         (sensitivity_figure(result, rule), "Share of lesions found, by diameter; n lesions behind each bar.", ""),
@@ -128,7 +128,7 @@ def _case_table(scores: tuple[CaseScore, ...]) -> str:
         for score in scores
     ]
     head = ["case", "patient", "lesions found", "false positives", "Dice", "surface Dice", "Dice of organ with tumor"]
-    return f"<details><summary>Every case ({len(scores)})</summary>{table(head, rows)}</details>"
+    return f"<details><summary>Every case ({len(scores)})</summary>{html_table(head, rows)}</details>"
 
 
 def _number(value: float) -> str:

@@ -13,8 +13,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from nnunetv2_freetumor.evaluation.inputs import Cohort, Files, Labels
 from nnunetv2_freetumor.evaluation.scores import CaseScore, Pair
-from nnunetv2_freetumor.pages.sheets import ANATOMICAL_PLANES, scale_bar, window_hu, write_on
-from nnunetv2_freetumor.pages.slices import BACKGROUND, PREDICTION_COLOR, REFERENCE_COLOR, TEXT, png
+from nnunetv2_freetumor.pages.sheets import ANATOMICAL_PLANES, BACKGROUND, TEXT, scale_bar, window_hu, write_on
+from nnunetv2_freetumor.pages.slices import PREDICTION_COLOR, REFERENCE_COLOR, png
 
 MOST_PICTURES = 6
 PER_ROW = 2

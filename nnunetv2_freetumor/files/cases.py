@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 
 def case_name(path: Path) -> str:
-    """Give the name of an image's case: without its ending and without nnU-Net's channel number."""
+    """Return the name of an image's case: without file extension and nnU-Net's channel number."""
     name = next((path.name[: -len(ending)] for ending in ENDINGS if path.name.lower().endswith(ending)), path.name)
     return name.removesuffix("_0000")
 
@@ -54,7 +54,7 @@ def read_case(path: str | Path) -> Case:
     """Read a volume with SimpleITK.
 
     Raises:
-        ValueError: the file is missing or cut short, is no volume of three axes, or holds NaN or infinite voxels.
+        ValueError: the file is missing or truncated, is no volume of three axes, or contains NaN or infinite voxels.
     """
     path = Path(path)
     if not path.is_file():
@@ -77,8 +77,14 @@ def read_case(path: str | Path) -> Case:
 
 
 def from_image(image: sitk.Image, path: Path) -> Case:
-    """Take voxels and geometry from SimpleITK's image."""
-    return Case(sitk.GetArrayFromImage(image), image.GetSpacing()[::-1], image.GetOrigin(), image.GetDirection(), path)
+    """Make a case from SimpleITK's image."""
+    return Case(
+        array=sitk.GetArrayFromImage(image),
+        spacing_mm=image.GetSpacing()[::-1],
+        origin_mm=image.GetOrigin(),
+        direction=image.GetDirection(),
+        path=path,
+    )
 
 
 def to_image(case: Case) -> sitk.Image:
@@ -99,8 +105,8 @@ def read_label(path: str | Path) -> Case:
     case = read_case(path)
     if case.array.dtype.kind == "f" and (fraction := case.array != np.round(case.array)).any():
         raise ValueError(
-            f"{path} must hold whole label numbers, but {int(fraction.sum())} voxels are fractions, for example "
-            f"{case.array[fraction][0]:g}. Was it resampled with interpolation? Use nearest neighbor, or threshold it."
+            f"{path} must contain integer labels, but {int(fraction.sum())} voxels have fractional values, for example "
+            f"{case.array[fraction][0]:g}. Was it interpolated? Resample it with nearest neighbor, or threshold it."
         )
     return case
 
@@ -126,25 +132,25 @@ def check_same_geometry(image: Case, label: Case) -> None:
 
 
 def write_case(case: Case, path: str | Path) -> None:
-    """Write a volume so that `path` never holds half of it."""
+    """Write a volume whole or not at all."""
     with replacing(path) as unfinished:
         sitk.WriteImage(to_image(case), str(unfinished), useCompression=True)
 
 
 def write_json(data: Any, path: str | Path) -> None:
-    """Write JSON so that `path` never holds half of it."""
+    """Write JSON whole or not at all."""
     write_text(json.dumps(data, indent=2) + "\n", path)
 
 
 def write_text(text: str, path: str | Path) -> None:
-    """Write text so that `path` never holds half of it."""
+    """Write text whole or not at all."""
     with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a path to write to that takes the place of `path` once everything in the block has succeeded."""
+    """Yield a path to write to; the file replaces `path` once the whole block has succeeded."""
     path = Path(path)
     with replacing_all(path.parent) as unfinished:
         yield unfinished / path.name
@@ -152,7 +158,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_all(folder: Path) -> Iterator[Path]:
-    """Give a folder whose files move into `folder`, one rename each, once everything in the block has succeeded.
+    """Yield a folder whose files move into `folder`, one rename each, once the whole block has succeeded.
 
     It lies inside `folder`: a rename within a file system is atomic, file names keep the endings that SimpleITK goes
     by, and a run that was killed leaves nothing that nnU-Net would take for a case.
@@ -164,7 +170,7 @@ def replacing_all(folder: Path) -> Iterator[Path]:
 
 
 def check_writable(folder: str | Path) -> Path:
-    """Make an output folder where it is missing and try to write to it, before any work.
+    """Create an output folder if it is missing, and check that it is writable before any work is done.
 
     Raises:
         ValueError: names the folder and the reason.
@@ -176,13 +182,13 @@ def check_writable(folder: str | Path) -> Path:
             return folder
     except OSError as error:
         raise ValueError(
-            f"The output folder {folder} cannot be written to ({error.strerror}). Choose another folder with -o, or "
-            "change its permissions."
+            f"The output folder {folder} is not writable ({error.strerror}). Choose another folder with -o, or change "
+            "its permissions."
         ) from error
 
 
 def _check_complete(path: Path) -> None:
-    """Refuse NIfTI files that are cut short; SimpleITK reads missing voxels as 0, which is tissue in CT.
+    """Refuse truncated NIfTI files; SimpleITK reads missing voxels as 0, which is tissue in CT.
 
     Raises:
         ValueError: names the file.
@@ -192,8 +198,8 @@ def _check_complete(path: Path) -> None:
     expected = stored.offset + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
     if (found := _unpacked_bytes(path, expected)) < expected:
         raise ValueError(
-            f"{path} cannot be read as a medical image (it is cut short: {found} of {expected} bytes). Copy it again "
-            "from where it comes from."
+            f"{path} cannot be read as a medical image (it is truncated: {found} of {expected} bytes). Copy or "
+            "download it again."
         )
 
 
@@ -205,7 +211,7 @@ def _unpacked_bytes(path: Path, expected: int) -> int:
         file.seek(-4, os.SEEK_END)
         if int.from_bytes(file.read(), "little") == expected % 2**32:
             return expected
-    found = 0  # cut short, or packed in several parts, of which only the last one's size stands at the end
+    found = 0  # truncated, or packed in several parts, of which only the last one's size stands at the end
     with gzip.open(path) as unpacked, contextlib.suppress(EOFError, zlib.error, gzip.BadGzipFile):
         while part := unpacked.read(1 << 20):
             found += len(part)
@@ -227,8 +233,8 @@ def check_finite(array: np.ndarray, path: Path) -> None:
         return
     bad = np.argwhere(~np.isfinite(array))
     raise ValueError(
-        f"{path} holds {len(bad)} NaN or infinite voxels, the first at (z, y, x) = {tuple(bad[0].tolist())}. "
-        "Every voxel needs a number: replace them, in CT for example by -1024 (air), and try again."
+        f"{path} contains {len(bad)} NaN or infinite voxels, the first at (z, y, x) = {tuple(bad[0].tolist())}. "
+        "Replace them with finite values, in CT for example -1024 (air), and try again."
     )
 
 

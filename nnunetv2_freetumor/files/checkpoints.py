@@ -24,22 +24,21 @@ def read_checkpoint(path: str | Path) -> Any:
     """Read a checkpoint's tensors, numbers, texts and containers of these onto the CPU.
 
     Raises:
-        ValueError: the file is missing or damaged, or holds anything else; nothing of it was executed.
+        ValueError: the file is missing or damaged, or contains anything else; nothing in it is executed.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"There is no checkpoint {path}. Give the path of the file that torch.save wrote.")
+        raise ValueError(f"There is no checkpoint {path}. Give the path of a file written by torch.save.")
     try:
         with torch.serialization.safe_globals(_ALLOWED):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle fails in any way there is
         if asked := re.search(r"GLOBAL (\S+)", str(error)):
             raise ValueError(
-                f"{path} may hold tensors, numbers and texts only, but it asks for {asked[1]}; nothing of it was "
-                "executed. If you trust where it comes from, save its 'state_dict' alone with torch.save and give that "
-                "file."
+                f"{path} may contain only tensors, numbers and strings, but it requests {asked[1]}; nothing in it was "
+                "executed. If you trust its source, save only its 'state_dict' with torch.save and use that file."
             ) from error
         raise ValueError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}). It must be a whole file as torch.save "
-            "writes it; a download that broke off ends this way: get it again."
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}). It must be a complete file written by "
+            "torch.save; an interrupted download causes this error: download it again."
         ) from error

@@ -1,4 +1,4 @@
-"""Tell by their voxels whether two CTs are the same scan, whatever their file type, header or orientation."""
+"""Recognize the same scan in two CTs by their voxels, whatever their file type, header or orientation."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ FileStates = tuple[tuple[int, int], ...]
 
 
 def state_of(*paths: Path) -> FileStates:
-    """Tell by size and time whether files are still what they were."""
+    """Return the files' sizes and modification times; as long as these stay, the files are unchanged."""
     return tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
 
 
@@ -64,5 +64,5 @@ def read_contents(cache: Path) -> dict[str, str]:
 
 
 def compared_cases(cache: Path) -> set[str]:
-    """Name the labeled cases that `labeled_contents` has read."""
+    """List the labeled cases that `labeled_contents` has read."""
     return set(json.loads(cache.read_text(encoding="utf-8")))

@@ -1,9 +1,51 @@
-"""Read JSON into frozen dataclasses, refusing unknown keys, missing keys and wrong types by name."""
+"""Read JSON into frozen dataclasses, refusing unknown keys, missing keys, wrong types and wrong values by name."""
 
 import dataclasses
+import math
 import types
 import typing
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+
+class Rule(NamedTuple):
+    """What a setting's value must be; of a tuple, each of its numbers."""
+
+    text: str  # goes on after the setting's name: "must not be negative"
+    holds: Callable[[Any], bool]
+
+
+def each(text: str, holds: Callable[[float], bool]) -> Rule:
+    """Ask the same of a number, or of each number in a tuple."""
+    return Rule(text, lambda value: all(map(holds, value if isinstance(value, tuple) else (value,))))
+
+
+def between(low: float, high: float) -> Rule:
+    """Ask for a number from `low` to `high`, both included."""
+    return each(f"must lie between {low} and {high}", lambda number: low <= number <= high)
+
+
+def rising(what: str, above: float = -math.inf) -> Rule:
+    """Ask for two finite numbers, the first above a bound and below the second."""
+    return Rule(f"must be two rising {what}", lambda pair: above < pair[0] < pair[1] < math.inf)
+
+
+NOT_NEGATIVE = each("must not be negative", lambda number: number >= 0)
+POSITIVE = each("must be above 0", lambda number: 0 < number < math.inf)
+AT_LEAST_ONE = each("must be at least 1", lambda number: number >= 1)
+SHARE = between(0, 1)
+SHARE_BELOW_ONE = each("must lie between 0 and 1, 1 excluded", lambda number: 0 <= number < 1)
+
+
+def check_all(owner: object, rules: Mapping[str, Rule]) -> None:
+    """Check an object's settings by a table of rules; a setting that is None is not checked.
+
+    Raises:
+        ValueError: names the first setting that breaks its rule.
+    """
+    for setting, rule in rules.items():
+        value = getattr(owner, setting)
+        check(value is None or rule.holds(value), setting, rule.text, value)
 
 
 def check(condition: bool, setting: str, rule: str, value: object) -> None:

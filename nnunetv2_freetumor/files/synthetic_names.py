@@ -9,10 +9,10 @@ def synthetic_name(source: str, number: int) -> str:
 
 
 def is_synthetic(case: str) -> bool:
-    """Tell whether a case is a synthetic one."""
+    """Check whether a case is synthetic."""
     return case.startswith(SYNTHETIC)
 
 
 def source_of(case: str) -> str:
-    """Name the real case that a synthetic one was made from; a real case is its own source."""
+    """Return the real case that a synthetic one was made from; a real case is its own source."""
     return case.removeprefix(SYNTHETIC).rpartition("_")[0] if is_synthetic(case) else case

@@ -13,13 +13,13 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 from nnunetv2_freetumor.generator_training import losses
-from nnunetv2_freetumor.generator_training.losses import REAL
+from nnunetv2_freetumor.generator_training.losses import REAL_CLASS
 from nnunetv2_freetumor.generator_training.windows import Windows
 from nnunetv2_freetumor.generators.networks import FreeTumorNet
 from nnunetv2_freetumor.intensity import scale_window
 
-CRITIC_HU = 40.0  # one unit of what the patch critic sees, around the host's mean
-NEAR_MM = 6.0  # from the lesion: farther away real and synthetic windows show the same, nothing but noise to a critic
+_CRITIC_UNIT_HU = 40.0  # one unit of what the patch critic sees, around the host's mean
+_NEAR_MM = 6.0  # from the lesion: farther away real and synthetic windows show the same, nothing but noise to a critic
 
 Inputs = Float[Tensor, "b c x y z"]
 Loss = Float[Tensor, ""]
@@ -37,7 +37,7 @@ class Adversary(Protocol):
         ...
 
     def inputs(self, windows: Windows) -> Inputs:
-        """Give what the critic sees."""
+        """Return what the critic sees."""
         ...
 
     def critic_loss(self, critic: nn.Module, synthetic: Windows, real: Windows) -> Loss:
@@ -49,7 +49,7 @@ class Adversary(Protocol):
         ...
 
     def scores(self, critic: nn.Module, windows: Windows) -> Float[Tensor, "b"]:
-        """Say how real each lesion looks to the critic."""
+        """Score how real each lesion looks to the critic."""
         ...
 
 
@@ -65,8 +65,8 @@ class PatchHinge:
         return PatchCritic()
 
     def inputs(self, windows: Windows) -> Inputs:
-        """Give the image in units of 40 HU around the host's mean, and the mask."""
-        relative = (windows.hu.clamp(*self.window_hu) - windows.host_hu) / CRITIC_HU
+        """Return the image in units of 40 HU around the host's mean, and the mask."""
+        relative = (windows.hu.clamp(*self.window_hu) - windows.host_hu) / _CRITIC_UNIT_HU
         return torch.cat([relative, windows.mask], dim=1)
 
     def critic_loss(self, critic: nn.Module, synthetic: Windows, real: Windows) -> Loss:
@@ -83,9 +83,9 @@ class PatchHinge:
         return (logits * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
 
     def _patches(self, critic: nn.Module, windows: Windows) -> tuple[Inputs, Inputs]:
-        """Give each patch's logit, and the share of it that lies near the lesion."""
+        """Return each patch's logit, and the share of it that lies near the lesion."""
         logits = critic(self.inputs(windows))
-        near = (windows.distance_mm < NEAR_MM).float()
+        near = (windows.distance_mm < _NEAR_MM).float()
         return logits, functional.adaptive_avg_pool3d(near, logits.shape[2:])
 
 
@@ -101,7 +101,7 @@ class VoxelClasses:
         return VoxelCritic()
 
     def inputs(self, windows: Windows) -> Inputs:
-        """Give the image in 0..1."""
+        """Return the image in 0..1."""
         return scale_window(windows.hu, self.window_hu)
 
     def critic_loss(self, critic: nn.Module, synthetic: Windows, real: Windows) -> Loss:
@@ -115,7 +115,7 @@ class VoxelClasses:
 
     def scores(self, critic: nn.Module, windows: Windows) -> Float[Tensor, "b"]:
         """Average the probability of the class real over each lesion."""
-        real = losses.class_probability(critic(self.inputs(windows)), REAL) * windows.mask
+        real = losses.class_probability(critic(self.inputs(windows)), REAL_CLASS) * windows.mask
         return real.flatten(1).sum(1) / windows.mask.flatten(1).sum(1).clamp_min(1e-3)
 
 
@@ -123,7 +123,7 @@ ADVERSARIES: dict[str, Callable[[tuple[float, float]], Adversary]] = {"hinge": P
 
 
 class VoxelCritic(nn.Module):
-    """Tell each voxel's class: background, real tumor, synthetic tumor; the published network with three channels."""
+    """Classify each voxel as background, real tumor or synthetic tumor; the published network with three channels."""
 
     def __init__(self) -> None:
         """Build the network."""
@@ -131,7 +131,7 @@ class VoxelCritic(nn.Module):
         self.network = FreeTumorNet(3)
 
     def forward(self, image: Float[Tensor, "b 1 x y z"]) -> Float[Tensor, "b 3 x y z"]:
-        """Give each voxel's logits; the image is the window scaled to 0..1, each side a multiple of 8."""
+        """Return each voxel's logits; the image is the window scaled to 0..1, each side a multiple of 8."""
         return self.network(image)
 
 
@@ -149,7 +149,7 @@ class PatchCritic(nn.Module):
         self.last = spectral_norm(nn.Conv3d(channels[-1], 1, 3, padding=1))
 
     def forward(self, image_and_mask: Float[Tensor, "b 2 x y z"]) -> Float[Tensor, "b 1 u v w"]:
-        """Give a logit for each patch (a quarter of the sides); higher is more real."""
+        """Return a logit for each patch (a quarter of the sides); higher is more real."""
         features = image_and_mask
         for layer in self.layers:
             features = functional.leaky_relu(layer(features), _SLOPE)

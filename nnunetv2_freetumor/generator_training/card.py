@@ -1,4 +1,4 @@
-"""What the adversarial stage may learn from, and the card that says so."""
+"""What the adversarial stage may learn from, and the card that records it."""
 
 import dataclasses
 import datetime
@@ -26,14 +26,14 @@ class Training(NamedTuple):
     fold: str
     cases: tuple[str, ...]  # the fold's training cases
     phantoms: bool  # no patients
-    judge: str
+    unlabeled: int  # cases of the pool
 
 
 def learnable_targets(section: Section, preprocessed: str | Path, cases: Iterable[str], fold: int | str) -> Section:
     """Keep the targets of which the training cases hold real tumors.
 
     Raises:
-        ValueError: there is none: nothing to learn from.
+        ValueError: there is none, so nothing to learn from.
     """
     present: set[int] = set()
     for case in cases:
@@ -43,28 +43,34 @@ def learnable_targets(section: Section, preprocessed: str | Path, cases: Iterabl
     if not kept:
         names = ", ".join(f"'{target.name}'" for target in section.targets)
         raise ValueError(
-            f"No training case of fold {fold} holds a real tumor ({names}), and a generator learns from real ones what "
-            "tumors look like. Train on a dataset with labeled tumors and install its generator ('nnUNetv2_freetumor "
-            'generator install FILE\'), or leave "generator" at auto or texture, which need none.'
+            f"No training case of fold {fold} contains a real tumor ({names}), but a generator learns from real ones. "
+            "Train it on a dataset with labeled tumors and install it ('nnUNetv2_freetumor generator install FILE'), "
+            "or leave 'generator' at auto or texture, which need no trained generator."
         )
     return dataclasses.replace(section, targets=kept)
 
 
 def is_phantom_data(plans: dict[str, Any], dataset_json: dict[str, Any]) -> bool:
-    """Tell whether plans or dataset.json say that the cases are phantoms, not patients."""
+    """Check whether plans or dataset.json say that the cases are phantoms, not patients."""
     return bool(plans.get(PHANTOMS_IN_PLANS) or dataset_json.get(PHANTOMS_IN_DATASET))
 
 
 def host_names(targets: Sequence[Target]) -> tuple[str, ...]:
-    """Name the targets' priors, each once, in their order."""
+    """List the names of the targets' priors, each once, in their order."""
     return tuple(dict.fromkeys(target.prior.name for target in targets))
 
 
-def make_card(section: Section, recipe: Recipe, frame: Frame, training: Training) -> Card:
-    """Write down what a generator was trained on."""
+def recipe_text(section: Section) -> str:
+    """Describe the section's recipe and its changes."""
+    changes = f", changed: {json.dumps(section.recipe_changes, sort_keys=True)}" if section.recipe_changes else ""
+    return f"{section.recipe}{changes}"
+
+
+def make_card(section: Section, recipe: Recipe, frame: Frame, training: Training, judge: str) -> Card:
+    """Write down what a generator was trained on, and the judge that it learned from."""
     hosts = host_names(section.targets)
     kind = "phantoms" if training.phantoms else "cases"
-    changes = f", changed: {json.dumps(section.recipe_changes, sort_keys=True)}" if section.recipe_changes else ""
+    organs = f", and the organs of {training.unlabeled} unlabeled cases" if training.unlabeled else ""
     return Card(
         name=f"{training.dataset}_fold_{training.fold}_{recipe.kind}",
         kind=recipe.kind,
@@ -74,15 +80,15 @@ def make_card(section: Section, recipe: Recipe, frame: Frame, training: Training
         side_voxels=frame.side_voxels,
         sign=frame.sign,
         activation=frame.activation,
-        recipe=f"{section.recipe}{changes}",
-        training_data=f"{len(training.cases)} training {kind} of {training.dataset}, fold {training.fold}",
+        recipe=recipe_text(section),
+        training_data=f"{len(training.cases)} training {kind} of {training.dataset}, fold {training.fold}{organs}",
         dataset=training.dataset,
         plans=training.plans,
         configuration=training.configuration,
         fold=training.fold,
         training_cases=training.cases,
         real_tumors=() if training.phantoms else hosts,
-        judge=training.judge,
+        judge=judge,
         purpose=f"synthetic tumors ({', '.join(hosts)}) in nnU-Net's training batches",
         not_seen="scanners, contrast phases and patients other than the training data's",
         license="as the training data",
@@ -92,6 +98,6 @@ def make_card(section: Section, recipe: Recipe, frame: Frame, training: Training
 
 
 def _labels(key: Any) -> set[int]:
-    """Give the labels of a key of nnU-Net's class locations; a region of several says nothing about each."""
+    """Return the labels of a key of nnU-Net's class locations; a region of several says nothing about each."""
     values = tuple(key) if isinstance(key, list | tuple) else (key,)
     return {int(values[0])} if len(values) == 1 else set()

@@ -1,4 +1,4 @@
-"""The judge in the adversarial stage: its loss on what the generator draws, and what it recognizes of it.
+"""The judge in the adversarial stage: its loss on what the generator renders, and what it recognizes of it.
 
 Gradients pass through the frozen segmenter to the contrast: each lesion is written into a copy of its patch, at the
 data's own spacing, and the judge looks at the window that the quality test would show it.
@@ -7,7 +7,6 @@ data's own spacing, and the judge looks at the window that the quality test woul
 from collections.abc import Sequence
 
 import torch
-from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from jaxtyping import Bool, Float
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
@@ -19,7 +18,7 @@ from nnunetv2_freetumor.intensity import from_plans
 from nnunetv2_freetumor.plan import Section
 from nnunetv2_freetumor.synthesis.proposals import Proposal
 from nnunetv2_freetumor.synthesis.region import support
-from nnunetv2_freetumor.training.judge import JudgeGate, View, read_view
+from nnunetv2_freetumor.training.judge import JudgeGate, View
 from nnunetv2_freetumor.training.judge_choice import OFF, baseline_folder, find_judge, load_judge, tumor_names
 from nnunetv2_freetumor.training.segmenter import training_command
 
@@ -34,9 +33,9 @@ class TrainingJudge(JudgeGate):
     def loss(
         self, image: Float[Tensor, "b 1 x y z"], lesions: Sequence[Placed], contrast_hu: Float[Tensor, "n 1 u v w"]
     ) -> Float[Tensor, ""]:
-        """Ask for tumor on the voxels of lesions that were drawn into patches of `image` (z-scores)."""
-        drawn = zip(lesions, contrast_hu)
-        asked = [pair for pair in drawn if self.channels[pair[0].proposal.site.target] is not None]
+        """Ask for tumor on the voxels of lesions that were rendered into patches of `image` (z-scores)."""
+        rendered = zip(lesions, contrast_hu)
+        asked = [pair for pair in rendered if self.channels[pair[0].proposal.site.target] is not None]
         chunks = [asked[first : first + self.together] for first in range(0, len(asked), self.together)]
         parts = [part for chunk in chunks for part in self._losses(image, chunk)]
         return torch.stack(parts).mean() if parts else torch.zeros((), device=image.device)
@@ -44,7 +43,7 @@ class TrainingJudge(JudgeGate):
     def shares(
         self, image: Float[Tensor, "b 1 x y z"], lesions: Sequence[Placed], contrast_hu: Float[Tensor, "n 1 u v w"]
     ) -> list[float]:
-        """Give the recognized share of each lesion, each in a patch of its own."""
+        """Return the recognized share of each lesion, each in a patch of its own."""
         planted = torch.cat([self.plant(image, *pair) for pair in zip(lesions, contrast_hu)])
         verdicts = self(planted, [in_own_patch(placed, sample) for sample, placed in enumerate(lesions)])
         return torch.stack([verdict.recognized for verdict in verdicts]).tolist()
@@ -59,14 +58,14 @@ class TrainingJudge(JudgeGate):
         return self.intensity.to_z(hu)
 
     def _losses(
-        self, image: Float[Tensor, "b 1 x y z"], drawn: Sequence[tuple[Placed, Float[Tensor, "1 u v w"]]]
+        self, image: Float[Tensor, "b 1 x y z"], rendered: Sequence[tuple[Placed, Float[Tensor, "1 u v w"]]]
     ) -> list[Float[Tensor, ""]]:
         """Look at lesions together, each in a patch of its own."""
-        windows = [self.window(in_own_patch(placed).site, image.shape[2:]) for placed, _ in drawn]
-        planted = [self._cut(self.plant(image, *pair), window) for pair, window in zip(drawn, windows)]
+        windows = [self.window_around(in_own_patch(placed).site, image.shape[2:]) for placed, _ in rendered]
+        planted = [self.cut(self.plant(image, *pair), window) for pair, window in zip(rendered, windows)]
         logits = self.segmenter.logits(torch.cat(planted))
         parts = []
-        for one, (placed, _), window in zip(logits.split(1), drawn, windows):
+        for one, (placed, _), window in zip(logits.split(1), rendered, windows):
             channel = self.channels[placed.proposal.site.target]
             assert channel is not None, "only tested targets come here"
             probability = self.segmenter.probability(one, channel)
@@ -77,10 +76,7 @@ class TrainingJudge(JudgeGate):
         """Mark a lesion's voxels in its window."""
         mask = torch.zeros_like(image, dtype=torch.float32)
         mask[0, 0][placed.proposal.site.box.slices()] = placed.proposal.lesion.float()
-        size = self.segmenter.patch_size
-        if all(ratio == 1 for ratio in self._ratio):
-            return crop_and_pad_nd(mask, window.bounds(size))[:, 0] >= 0.5
-        return read_view(mask, window.start, self._ratio, size)[:, 0] >= 0.5
+        return self.read(mask, window)[:, 0] >= 0.5
 
 
 def in_own_patch(placed: Placed, sample: int = 0) -> Proposal:
@@ -99,14 +95,23 @@ def make_judge(section: Section, trainer: nnUNetTrainer) -> TrainingJudge:
     baseline = baseline_folder(trainer)
     place = find_judge(section.judge, baseline, trainer.fold)
     if place is None and section.judge == OFF:
-        raise ValueError(f"freetumor plans: 'judge' is off, but the generator's recipe learns from one. Set {without}.")
+        raise ValueError(
+            "freetumor plans: 'judge' is off, but the generator's recipe needs one. Set 'judge' to auto or to a model "
+            f"folder, or train without a judge: {without}."
+        )
     if place is None:
         raise ValueError(
-            f"The generator's recipe learns from a judge, but {baseline / f'fold_{trainer.fold}'} holds no finished "
-            f"baseline. Train it first:\n{training_command(baseline, trainer.fold)}\nor name another model folder as "
-            f"'judge', or set {without}."
+            f"The generator's recipe needs a judge, but {baseline / f'fold_{trainer.fold}'} contains no finished "
+            f"baseline. Train it first:\n{training_command(baseline, trainer.fold)}\nor set 'judge' to another model "
+            f"folder, or train without a judge: {without}."
         )
     segmenter = load_judge(place, trainer)
     channels = [segmenter.channel(name) for name in tumor_names(section)]
     x_mm, y_mm, z_mm = map(float, trainer.configuration_manager.spacing)
-    return TrainingJudge(segmenter, section, channels, (x_mm, y_mm, z_mm), from_plans(trainer.plans_manager.plans))
+    return TrainingJudge(
+        segmenter=segmenter,
+        section=section,
+        channels=channels,
+        spacing_mm=(x_mm, y_mm, z_mm),
+        intensity=from_plans(trainer.plans_manager.plans),
+    )

@@ -10,7 +10,7 @@ from torch import Tensor
 from nnunetv2_freetumor.generator_training.step import TERMS
 from nnunetv2_freetumor.plan import SIZE_NAMES, size_index
 
-KEY = "freetumor_generator/"  # in front of every name in nnU-Net's logger
+LOGGER_PREFIX = "freetumor_generator/"  # in front of every name in nnU-Net's logger
 RECOGNIZED = tuple(f"recognized {size}" for size in SIZE_NAMES)
 NAMES = (*TERMS, "realism", "recognized", *RECOGNIZED)
 
@@ -29,7 +29,7 @@ class EpochTerms:
         self.steps += 1
 
     def read(self) -> dict[str, float]:
-        """Give the means; NaN where no step could train."""
+        """Return the means; NaN where no step could train."""
         if self._sum is None:
             return dict.fromkeys(TERMS, math.nan)
         return dict(zip(TERMS, (self._sum / self.steps).tolist()))
@@ -44,7 +44,7 @@ class Seen(NamedTuple):
     recognized: list[float]  # by lesion; NaN without a judge
 
 
-def summarize(steps: Sequence[Seen]) -> dict[str, float]:
+def epoch_means(steps: Sequence[Seen]) -> dict[str, float]:
     """Average over an epoch's validation steps; NaN for what none of them saw."""
     by_size: list[list[float]] = [[] for _ in SIZE_NAMES]
     for step in steps:
@@ -58,7 +58,7 @@ def summarize(steps: Sequence[Seen]) -> dict[str, float]:
 def terms_line(terms: dict[str, float], steps: int) -> str:
     """Report an epoch's loss terms for nnU-Net's log."""
     values = ", ".join(f"{name} {terms[name]:.3f}" for name in TERMS if name != "residual_hu")
-    return f"FreeTumor generator: {steps} steps, {values}; it changes lesions by {terms['residual_hu']:.1f} HU"
+    return f"FreeTumor generator: {steps} steps, {values}, mean residual {terms['residual_hu']:.1f} HU"
 
 
 def seen_line(seen: dict[str, float], judged: bool) -> str:
@@ -66,16 +66,16 @@ def seen_line(seen: dict[str, float], judged: bool) -> str:
     if math.isnan(seen["realism"]):
         return "FreeTumor generator: no validation patch had room for a lesion"
     if not judged or math.isnan(seen["recognized"]):
-        return f"FreeTumor generator: realism to the critic {seen['realism']:.2f} (1: not told apart); no judge"
+        return f"FreeTumor generator: critic confusion {seen['realism']:.2f} (1 = indistinguishable); no judge"
     sizes = ", ".join(f"{size}: {_percent(seen[name])}" for size, name in zip(SIZE_NAMES, RECOGNIZED))
     return (
-        f"FreeTumor generator: realism to the critic {seen['realism']:.2f} (1: not told apart); the judge recognizes "
-        f"{_percent(seen['recognized'])} of a lesion ({sizes})"
+        f"FreeTumor generator: critic confusion {seen['realism']:.2f} (1 = indistinguishable); the judge recognizes "
+        f"{_percent(seen['recognized'])} of a lesion on average ({sizes})"
     )
 
 
 def realism(synthetic: Tensor, real: Tensor) -> float:
-    """Give twice the share of pairs in which the critic calls the synthetic lesion more real, at most 1."""
+    """Return twice the share of pairs in which the critic calls the synthetic lesion more real, at most 1."""
     higher = (synthetic[:, None] > real[None]).float().mean() + 0.5 * (synthetic[:, None] == real[None]).float().mean()
     return float(2 * higher.clamp_max(0.5))
 

@@ -5,15 +5,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-SHELLS_MM = tuple(float(edge) for edge in range(-6, 4))  # edges of the shells around the surface, negative inside
-SHELLS = len(SHELLS_MM) - 1
+from nnunetv2_freetumor.generators.grid import Volumes
+
+SHELL_EDGES_MM = tuple(float(edge) for edge in range(-6, 4))  # edges of the shells around the surface, negative inside
+SHELLS = len(SHELL_EDGES_MM) - 1
 BANDS = 3  # octaves, from the finest
 MOMENT_HU = 10.0  # a shell, or a mean residual, that is off by so much counts 1
 
-Batch = Float[Tensor, "b 1 x y z"]
-
-
-BACKGROUND, REAL, SYNTHETIC = 0, 1, 2  # the voxel critic's classes
+REAL_CLASS, SYNTHETIC_CLASS = 1, 2  # the voxel critic's; 0 is background
 
 
 def hinge_critic(
@@ -33,21 +32,21 @@ def hinge_generator(synthetic: Float[Tensor, "*n"], weight: Float[Tensor, "*n"])
 
 
 def voxel_critic(
-    synthetic: Float[Tensor, "b 3 x y z"], synthetic_mask: Batch, real: Float[Tensor, "r 3 x y z"], real_mask: Tensor
+    synthetic: Float[Tensor, "b 3 x y z"], synthetic_mask: Volumes, real: Float[Tensor, "r 3 x y z"], real_mask: Tensor
 ) -> Float[Tensor, ""]:
     """Ask for the class synthetic on synthetic tumor voxels and for the class real on real ones (published)."""
-    missed = 1 - mean_over(class_probability(synthetic, SYNTHETIC), synthetic_mask)
-    mistaken = 1 - mean_over(class_probability(real, REAL), real_mask)
+    missed = 1 - mean_over(class_probability(synthetic, SYNTHETIC_CLASS), synthetic_mask)
+    mistaken = 1 - mean_over(class_probability(real, REAL_CLASS), real_mask)
     return (missed + mistaken) / 2
 
 
-def voxel_generator(synthetic: Float[Tensor, "b 3 x y z"], mask: Batch) -> Float[Tensor, ""]:
+def voxel_generator(synthetic: Float[Tensor, "b 3 x y z"], mask: Volumes) -> Float[Tensor, ""]:
     """Ask for the class real on synthetic tumor voxels (published)."""
-    return 1 - mean_over(class_probability(synthetic, REAL), mask)
+    return 1 - mean_over(class_probability(synthetic, REAL_CLASS), mask)
 
 
-def class_probability(logits: Float[Tensor, "b 3 x y z"], name: int) -> Batch:
-    """Give each voxel's probability of one of the voxel critic's classes."""
+def class_probability(logits: Float[Tensor, "b 3 x y z"], name: int) -> Volumes:
+    """Return each voxel's probability of one of the voxel critic's classes."""
     return torch.softmax(logits, dim=1)[:, name : name + 1]
 
 
@@ -66,17 +65,17 @@ def r1_penalty(logits: Float[Tensor, "b ..."], inputs: Float[Tensor, "b c x y z"
     return 0.5 * gradient.square().flatten(1).sum(1).mean()
 
 
-def shell_means(relative_hu: Batch, distance_mm: Batch) -> tuple[Float[Tensor, "s"], Bool[Tensor, "s"]]:
+def shell_means(relative_hu: Volumes, distance_mm: Volumes) -> tuple[Float[Tensor, "s"], Bool[Tensor, "s"]]:
     """Average HU (relative to the host) over shells around the surface, and tell which shells have any voxel."""
-    edges = torch.tensor(SHELLS_MM, device=distance_mm.device)
+    edges = torch.tensor(SHELL_EDGES_MM, device=distance_mm.device)
     shell = torch.bucketize(distance_mm.flatten().detach(), edges, right=True)  # 0 and len(edges): beyond all shells
     sums = torch.zeros(len(edges) + 1, device=edges.device).index_add(0, shell, relative_hu.flatten())
     counts = torch.bincount(shell, minlength=len(edges) + 1)
     return (sums / counts.clamp_min(1))[1:-1], counts[1:-1] > 0
 
 
-def band_energies(relative_hu: Batch, mask: Batch) -> Float[Tensor, "k"]:
-    """Give the logarithm of the mean square (HU) inside the lesion, octave by octave from the finest."""
+def band_energies(relative_hu: Volumes, mask: Volumes) -> Float[Tensor, "k"]:
+    """Return the logarithm of the mean square (HU) inside the lesion, octave by octave from the finest."""
     energies, smooth = [], relative_hu
     for octave in range(BANDS):
         width = 2 ** (octave + 1)
@@ -87,7 +86,7 @@ def band_energies(relative_hu: Batch, mask: Batch) -> Float[Tensor, "k"]:
     return torch.stack(energies)
 
 
-def residual_mean(residual_hu: Batch, mask: Batch) -> Float[Tensor, ""]:
+def residual_mean(residual_hu: Volumes, mask: Volumes) -> Float[Tensor, ""]:
     """Ask for a residual that is 0 on average over the lesions: square of its mean, in units of 10 HU."""
     return (mean_over(residual_hu, mask) / MOMENT_HU).square()
 

@@ -4,11 +4,18 @@ The plans' section names a recipe and may change single numbers of it (`recipe_c
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from nnunetv2_freetumor.files.strict_json import check, read_as
+from nnunetv2_freetumor.files.strict_json import (
+    AT_LEAST_ONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE_BELOW_ONE,
+    check_all,
+    each,
+    read_as,
+)
 from nnunetv2_freetumor.plan import Section
 
 ABDOMEN_WINDOW_HU = (-175.0, 250.0)
@@ -17,6 +24,32 @@ CHEST_PRIORS = ("lung", "covid19")
 
 Sides = tuple[int, int, int]
 Millimeters = tuple[float, float, float]
+
+
+RULES = {
+    "epochs": AT_LEAST_ONE,
+    "iterations_per_epoch": AT_LEAST_ONE,
+    "generator_rate": POSITIVE,
+    "critic_rate": POSITIVE,
+    "betas": SHARE_BELOW_ONE,
+    "decay_power": NOT_NEGATIVE,
+    "lesions_per_step": AT_LEAST_ONE,
+    "spacing_mm": POSITIVE,
+    "chest_spacing_mm": POSITIVE,
+    "adversarial_weight": NOT_NEGATIVE,
+    "judge_weight": NOT_NEGATIVE,
+    "judge_warmup_epochs": NOT_NEGATIVE,
+    "moment_weight": NOT_NEGATIVE,
+    "band_weight": NOT_NEGATIVE,
+    "residual_weight": NOT_NEGATIVE,
+    "r1_weight": NOT_NEGATIVE,
+    "r1_every": AT_LEAST_ONE,
+    "ema_decay": SHARE_BELOW_ONE,
+    "replay_windows": AT_LEAST_ONE,
+    "divergence_steps": AT_LEAST_ONE,
+    "validation_iterations": AT_LEAST_ONE,
+    "preview_every": AT_LEAST_ONE,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,25 +84,9 @@ class Recipe:
     preview_every: int = 5  # epochs
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "iterations_per_epoch", "lesions_per_step", "r1_every", "replay_windows"):
-            check(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
-        for name in ("divergence_steps", "validation_iterations", "preview_every"):
-            check(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
-        for name in ("generator_rate", "critic_rate"):
-            check(0 < getattr(self, name) < math.inf, name, "must be above 0", getattr(self, name))
-        for field in dataclasses.fields(self):
-            if field.name.endswith(("_weight", "_power", "_warmup_epochs")):
-                check(getattr(self, field.name) >= 0, field.name, "must not be negative", getattr(self, field.name))
-        check(0 <= self.ema_decay < 1, "ema_decay", "must lie between 0 and 1, 1 excluded", self.ema_decay)
-        check(all(0 <= beta < 1 for beta in self.betas), "betas", "must lie between 0 and 1, 1 excluded", self.betas)
-        for name in ("spacing_mm", "chest_spacing_mm"):
-            sides_mm = getattr(self, name)
-            check(min(sides_mm) > 0 and max(sides_mm) < math.inf, name, "must be above 0", sides_mm)
-        for name in ("side_voxels", "chest_side_voxels"):
-            sides = getattr(self, name)
-            least = 16 if self.kind == "freetumor" or self.adversarial == "voxel" else 8  # normalizes over space
-            rule = f"must be multiples of 8, {least} or more"
-            check(min(sides) >= least and not any(s % 8 for s in sides), name, rule, sides)
+        least = 16 if self.kind == "freetumor" or self.adversarial == "voxel" else 8  # normalizes over space
+        sides = each(f"must be multiples of 8, {least} or more", lambda side: side >= least and side % 8 == 0)
+        check_all(self, RULES | {"side_voxels": sides, "chest_side_voxels": sides})
 
 
 RECIPES = {
@@ -139,7 +156,7 @@ class Frame(NamedTuple):
 
 
 def recipe_for(section: Section) -> Recipe:
-    """Give the section's recipe with its changes.
+    """Return the section's recipe with its changes.
 
     Raises:
         ValueError: a change that no recipe knows, of a wrong type or out of bounds; the text names it.
@@ -156,9 +173,10 @@ def frame_for(recipe: Recipe, section: Section) -> Frame:
     chest = [target.prior.name in CHEST_PRIORS for target in section.targets]
     if recipe.kind == "freetumor" and any(chest) and not all(chest):
         raise ValueError(
-            "The published network brightens in the chest and darkens in the abdomen, so that one cannot learn both. "
-            "Set 'recipe' to lite, or leave targets of one kind only in the plans' freetumor section."
+            "The published network brightens in the chest and darkens in the abdomen, so one network cannot learn "
+            "both. Set 'recipe' to lite, or keep targets of only one kind in the plans' freetumor section."
         )
     if any(chest):
-        return Frame(CHEST_WINDOW_HU, recipe.chest_spacing_mm, recipe.chest_side_voxels, 1, "sigmoid")
-    return Frame(ABDOMEN_WINDOW_HU, recipe.spacing_mm, recipe.side_voxels, -1, "tanh")
+        sides = recipe.chest_side_voxels
+        return Frame(CHEST_WINDOW_HU, recipe.chest_spacing_mm, sides, sign=1, activation="sigmoid")
+    return Frame(ABDOMEN_WINDOW_HU, recipe.spacing_mm, recipe.side_voxels, sign=-1, activation="tanh")

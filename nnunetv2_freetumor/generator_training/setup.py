@@ -1,6 +1,5 @@
-"""What stands before nnU-Net builds a generator's training: section, recipe, card, networks, optimizer."""
+"""What stands before nnU-Net builds a generator's training: section, recipe, networks, optimizer; and its card."""
 
-import dataclasses
 from typing import Any
 
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
@@ -13,6 +12,7 @@ from nnunetv2_freetumor.generator_training import card, log
 from nnunetv2_freetumor.generator_training.adversaries import ADVERSARIES, Adversary
 from nnunetv2_freetumor.generator_training.recipes import frame_for, recipe_for
 from nnunetv2_freetumor.generator_training.step import Networks, Schedule, make_optimizer
+from nnunetv2_freetumor.generators.cards import Card
 from nnunetv2_freetumor.generators.weights import build_network
 from nnunetv2_freetumor.pool.training import PoolMixin
 from nnunetv2_freetumor.training import augmentation, epoch_log
@@ -21,8 +21,8 @@ from nnunetv2_freetumor.training.synthetic_splits import SplitGuardMixin
 
 STOCK_EPOCHS, STOCK_ITERATIONS = 1000, 250  # nnU-Net's own: the recipe's take their place
 ONE_GPU = (
-    "nnUNetTrainerFreeTumorGenerator trains on one GPU: generator and critic take turns, which nnU-Net's distributed "
-    "training cannot follow. Leave -num_gpus out, or set it to 1."
+    "nnUNetTrainerFreeTumorGenerator trains on a single GPU: generator and critic alternate, which nnU-Net's "
+    "distributed training does not support. Omit -num_gpus, or set it to 1."
 )
 
 
@@ -36,7 +36,7 @@ class GeneratorSetup(PoolMixin, SplitGuardMixin):
     # No __init__: nnU-Net records the arguments of the outermost one by reading that method's local variables.
 
     def initialize(self) -> None:
-        """Settle section, recipe and card before nnU-Net asks for networks and optimizer."""
+        """Settle section and recipe before nnU-Net asks for networks and optimizer."""
         if self.is_ddp:
             raise ValueError(ONE_GPU)
         self.enable_deep_supervision = False
@@ -57,34 +57,40 @@ class GeneratorSetup(PoolMixin, SplitGuardMixin):
         return [case for case in training if not is_synthetic(case)], validation
 
     def _settle(self, section: plan.Section) -> None:
-        """Take everything that follows from the section."""
+        """Derive everything that follows from the section."""
         cases, _ = self.do_split()
+        self._cases = tuple(cases)
         self.section = card.learnable_targets(section, self.preprocessed_dataset_folder, cases, self.fold)
         self._unlearned = [target.name for target in section.targets if target not in self.section.targets]
         self.recipe = recipe_for(self.section)
         self.frame = frame_for(self.recipe, self.section)
+
+    def make_card(self, judge: str) -> Card:
+        """Build the card of the generator as it is now; `judge` is the name of the one that it learns from."""
         training = card.Training(
             dataset=self.plans_manager.dataset_name,
             plans=self.plans_manager.plans_name,
             configuration=self.configuration_name,
             fold=str(self.fold),
-            cases=tuple(cases),
+            cases=self._cases,
             phantoms=card.is_phantom_data(self.plans_manager.plans, self.dataset_json),
-            judge="none",
+            unlabeled=0 if self.pool is None else len(self.pool.cases),
         )
-        self.card = card.make_card(self.section, self.recipe, self.frame, training)
+        return card.make_card(self.section, self.recipe, self.frame, training=training, judge=judge)
 
-    def _announce(self, weights: str) -> None:
+    def announce(self, judge: str, weights: str) -> None:
+        """Log what is about to be trained, from what, and where the weights go."""
+        frame, hosts = self.frame, ", ".join(card.host_names(self.section.targets))
         self.print_to_log_file(
-            f"FreeTumor generator: recipe {self.card.recipe}, kind {self.card.kind}, hosts "
-            f"{', '.join(self.card.hosts)}, window {self.card.window_hu} HU, {self.card.side_voxels} voxels of "
-            f"{self.card.spacing_mm} mm, judge {self.card.judge}, {len(self.card.training_cases)} training cases, seed "
-            f"{self.section.seed}; weights go to {weights}\n{self.recipe}"
+            f"FreeTumor generator: recipe {card.recipe_text(self.section)}, kind {self.recipe.kind}, hosts {hosts}, "
+            f"window {frame.window_hu} HU, {frame.side_voxels} voxels of {frame.spacing_mm} mm, judge {judge}, "
+            f"{len(self._cases)} training cases, seed {self.section.seed}; weights are written to "
+            f"{weights}\n{self.recipe}"
         )
         if self._unlearned:
             self.print_to_log_file(
                 f"WARNING: FreeTumor generator: {', '.join(self._unlearned)} will not be learned: no training case of "
-                f"fold {self.fold} holds a real tumor of that kind."
+                f"fold {self.fold} contains a real tumor of this kind."
             )
 
     def build_network_architecture(  # type: ignore[override]
@@ -96,11 +102,13 @@ class GeneratorSetup(PoolMixin, SplitGuardMixin):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """Build generator, critic and moving average."""
-        self._adversary: Adversary = ADVERSARIES[self.recipe.adversarial](self.frame.window_hu)
-        return Networks(build_network(self.card), self._adversary.network(), self.recipe, len(self.section.targets))
+        targets = self.section.targets
+        self.adversary: Adversary = ADVERSARIES[self.recipe.adversarial](self.frame.window_hu)
+        generator = build_network(self.recipe.kind, len(card.host_names(targets)))
+        return Networks(generator, self.adversary.network(), self.recipe, len(targets))
 
     def configure_optimizers(self) -> Any:
-        """Give nnU-Net one optimizer for both networks, and a schedule."""
+        """Build one optimizer for both networks, and its schedule."""
         optimizer = make_optimizer(self.network, self.recipe)
         return optimizer, Schedule(optimizer, self.recipe.decay_power, self.num_epochs)
 
@@ -120,24 +128,17 @@ class GeneratorSetup(PoolMixin, SplitGuardMixin):
         ours = self.plans_manager.plans
         if plan.SECTION in ours and ours[plan.SECTION] != plans[plan.SECTION]:
             self.print_to_log_file(
-                "FreeTumor generator: the plans' freetumor section has changed; this training goes on with its own."
+                "FreeTumor generator: the plans' freetumor section has changed; this training continues with its "
+                "original section."
             )
         ours[plan.SECTION] = plans[plan.SECTION]  # before networks, rates and length are made from it
         super().load_checkpoint(read)
         self._settle(plan.read_section(plans[plan.SECTION]))
-        epoch_log.register(self.logger, self.current_epoch, log.KEY, log.NAMES)
+        epoch_log.register(self.logger, self.current_epoch, log.LOGGER_PREFIX, log.NAMES)
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
-        """Give the loaders nnU-Net's spatial transforms only: a generator learns from clean CT."""
+        """Leave the loaders nnU-Net's spatial transforms only: a generator learns from clean CT."""
         return augmentation.split(super().get_training_transforms(*args, **kwargs)).loader
-
-    def get_tr_and_val_datasets(self) -> Any:
-        """Get nnU-Net's data sets, and put the pool on the card."""
-        datasets = super().get_tr_and_val_datasets()
-        if self._pool is not None:
-            data = f"{self.card.training_data}, and the organs of {len(self._pool.cases)} unlabeled cases"
-            self.card = dataclasses.replace(self.card, training_data=data)
-        return datasets
 
     def get_validation_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
         """Leave validation patches as they are, padding and labels included."""

@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nnunetv2_freetumor.generator_training.figures import Row
+from nnunetv2_freetumor.generator_training.figures import LesionSlices
 from nnunetv2_freetumor.generator_training.judge import TrainingJudge
 from nnunetv2_freetumor.generator_training.log import Seen, realism
-from nnunetv2_freetumor.generator_training.step import AdversarialStep, Terms, draw
+from nnunetv2_freetumor.generator_training.step import AdversarialStep, Terms, render
 from nnunetv2_freetumor.generator_training.windows import Cutter, Replay, Synthetic
-from nnunetv2_freetumor.generators.grid import to_grid
+from nnunetv2_freetumor.generators.grid import Volumes, to_grid
 from nnunetv2_freetumor.intensity import Intensity
 from nnunetv2_freetumor.plan import Section, always_planting
 from nnunetv2_freetumor.synthesis import draws
@@ -21,8 +21,7 @@ from nnunetv2_freetumor.synthesis.texture import texture_contrast
 MOST_PREVIEWS = 6
 MOST_PER_PATCH = 8
 
-Image = Float[Tensor, "b 1 x y z"]
-Label = Int[Tensor, "b 1 x y z"]
+LabelMaps = Int[Tensor, "b 1 x y z"]
 
 
 class GeneratorStage:
@@ -46,11 +45,11 @@ class GeneratorStage:
         self._replays = [Replay(step.recipe.replay_windows) for _ in section.targets]
         self._previewed: dict[int, Synthetic] = {}  # the first lesions of each target
 
-    def train(self, image: Image, label: Label, rng: torch.Generator, judged: bool) -> Terms | None:
+    def train(self, image: Volumes, label: LabelMaps, rng: torch.Generator, judged: bool) -> Terms | None:
         """Learn from a batch; None where it had no room for a lesion, or no real lesion has been seen yet."""
         proposals = self._propose(image, label, rng)
-        hu, targets = self.intensity.to_hu(image), self.section.targets
-        for replay, windows in zip(self._replays, self.cutter.real(hu, label, proposals.placement.hosts, targets, rng)):
+        hu, targets, hosts = self.intensity.to_hu(image), self.section.targets, proposals.placement.hosts
+        for replay, windows in zip(self._replays, self.cutter.real(hu, label, hosts, targets, rng=rng)):
             replay.add(windows)
         synthetic = self._synthetic(proposals, rng)
         if synthetic is None:
@@ -63,13 +62,13 @@ class GeneratorStage:
         return self.step(synthetic, real, lambda contrast_hu: judge.loss(image, synthetic.lesions, contrast_hu))
 
     @torch.no_grad()
-    def look(self, image: Image, label: Label, rng: torch.Generator) -> Seen | None:
+    def look(self, image: Volumes, label: LabelMaps, rng: torch.Generator) -> Seen | None:
         """See what the critic and the judge make of the present generator's lesions; nothing is learned."""
         synthetic = self._synthetic(self._propose(image, label, rng), rng)
         if synthetic is None:
             return None
         networks, adversary = self.step.networks, self.step.adversary
-        contrast = draw(networks.final, synthetic, self.step.frame).contrast_hu
+        contrast = render(networks.final, synthetic, self.step.frame).contrast_hu
         after = synthetic.windows.with_hu(synthetic.windows.hu + contrast)
         real = self._replays[synthetic.target].draw(len(synthetic.lesions), rng)
         scores = (adversary.scores(networks.critic, windows) for windows in (after, real))
@@ -82,22 +81,22 @@ class GeneratorStage:
         )
 
     @torch.no_grad()
-    def previews(self) -> list[Row]:
+    def previews(self) -> list[LesionSlices]:
         """Draw the first lesions that were met with the present generator, always the same ones."""
-        rows: list[Row] = []
+        rows: list[LesionSlices] = []
         for _, synthetic in sorted(self._previewed.items()):
-            contrast = draw(self.step.networks.final, synthetic, self.step.frame).contrast_hu
+            contrast = render(self.step.networks.final, synthetic, self.step.frame).contrast_hu
             count = min(len(contrast), max(1, MOST_PREVIEWS // len(self._previewed)))
             rows += [self._row(synthetic, index, contrast) for index in range(count)]
         return rows
 
     @torch.no_grad()
-    def _propose(self, image: Image, label: Label, rng: torch.Generator) -> Proposals:
+    def _propose(self, image: Volumes, label: LabelMaps, rng: torch.Generator) -> Proposals:
         chance = draws.draw(len(image), self._lesions, draws.CANDIDATES, rng)
         return self._proposer(self.intensity.to_hu(image), label, chance)
 
     def _synthetic(self, proposals: Proposals, rng: torch.Generator) -> Synthetic | None:
-        """Take lesions of one target that fit, as many as a step trains on, from all samples alike.
+        """Pick fitting lesions of one target, as many as a step trains on, from all samples alike.
 
         One target at a time: each is compared with its own real lesions, or one's faults would hide the other's.
         """
@@ -111,7 +110,7 @@ class GeneratorStage:
         order = torch.randperm(len(fitting), generator=rng).tolist()[: self.step.recipe.lesions_per_step]
         return self.cutter.synthetic([fitting[index] for index in order], self.section.targets, rng)
 
-    def _row(self, synthetic: Synthetic, index: int, contrast_hu: Float[Tensor, "n 1 u v w"]) -> Row:
+    def _row(self, synthetic: Synthetic, index: int, contrast_hu: Float[Tensor, "n 1 u v w"]) -> LesionSlices:
         proposal, region, grid = synthetic.lesions[index]
         windows, allowed = synthetic.windows, synthetic.support[index, 0]
         texture = texture_contrast(region, self.section.targets[proposal.site.target].prior.texture, proposal.look)
@@ -122,5 +121,12 @@ class GeneratorStage:
             volume.select(axis, volume.shape[axis] // 2).cpu().numpy() for volume in (*images, windows.mask[index, 0])
         ]
         height_mm, width_mm = (step for other, step in enumerate(self.cutter.spacing_mm) if other != axis)
-        host_hu = float(windows.host_hu[index])
-        return Row(cut[0], cut[1], cut[2], cut[3] > 0.5, host_hu, proposal.site.diameter_mm, height_mm / width_mm)
+        return LesionSlices(
+            before_hu=cut[0],
+            texture_hu=cut[1],
+            learned_hu=cut[2],
+            mask=cut[3] > 0.5,
+            host_hu=float(windows.host_hu[index]),
+            diameter_mm=proposal.site.diameter_mm,
+            aspect=height_mm / width_mm,
+        )

@@ -13,6 +13,7 @@ from nnunetv2_freetumor.generator_training import losses
 from nnunetv2_freetumor.generator_training.adversaries import Adversary
 from nnunetv2_freetumor.generator_training.recipes import Frame, Recipe
 from nnunetv2_freetumor.generator_training.windows import Synthetic, Windows
+from nnunetv2_freetumor.generators.grid import Volumes
 from nnunetv2_freetumor.generators.learned import LiteInputs, freetumor_contrast, lite_residual
 
 TERMS = ("generator", "critic", "adversarial", "judge", "moments", "bands", "residual", "r1", "residual_hu")
@@ -20,16 +21,15 @@ REAL_DECAY = 0.98  # of the running moments, per step
 PROFILE_HU, LEAST_HU = -30.0, 5.0  # contrast that profiles are scaled to, and the least that one is measured from
 SYNTHETIC_DECAY = 0.9  # shorter: a mean that lags behind the generator makes it swing
 
-Batch = Float[Tensor, "b 1 x y z"]
 Terms = dict[str, Tensor]
-JudgeLoss = Callable[[Batch], Float[Tensor, ""]]
+JudgeLoss = Callable[[Volumes], Float[Tensor, ""]]
 
 
-class Drawn(NamedTuple):
+class Rendered(NamedTuple):
     """What the network drew, on the training grid."""
 
-    contrast_hu: Batch
-    residual_hu: Batch  # what it added to `texture`; the contrast itself for the published network
+    contrast_hu: Volumes
+    residual_hu: Volumes  # what it added to `texture`; the contrast itself for the published network
 
 
 class Networks(nn.Module):
@@ -51,7 +51,7 @@ class Networks(nn.Module):
 
     @property
     def final(self) -> nn.Module:
-        """Give the generator that is worth keeping: the moving average where there is one."""
+        """Return the generator that is worth keeping: the moving average where there is one."""
         return self.generator if self.ema is None else self.ema
 
     @torch.no_grad()
@@ -92,14 +92,14 @@ def make_optimizer(networks: Networks, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.Adam(groups, betas=recipe.betas)
 
 
-def draw(network: nn.Module, synthetic: Synthetic, frame: Frame) -> Drawn:
+def render(network: nn.Module, synthetic: Synthetic, frame: Frame) -> Rendered:
     """Draw lesions on the training grid; nothing changes where it must not."""
     inputs = synthetic.inputs
     if isinstance(inputs, LiteInputs):
         residual = lite_residual(network, inputs) * synthetic.support
-        return Drawn(inputs.base_contrast * synthetic.support + residual, residual)
-    contrast = freetumor_contrast(network, inputs, frame.sign, frame.activation, synthetic.channel)
-    return Drawn(contrast * synthetic.support, contrast * synthetic.support)
+        return Rendered(inputs.base_contrast * synthetic.support + residual, residual)
+    contrast = freetumor_contrast(network, inputs, frame.sign, frame.activation, channel=synthetic.channel)
+    return Rendered(contrast * synthetic.support, contrast * synthetic.support)
 
 
 class AdversarialStep:
@@ -119,10 +119,10 @@ class AdversarialStep:
         self._count = 0
 
     def __call__(self, synthetic: Synthetic, real: Windows, judge: JudgeLoss | None = None) -> Terms:
-        """Train on a batch of lesions to be drawn and of real ones; `judge` turns a contrast into its loss."""
-        drawn = draw(self.networks.generator, synthetic, self.frame)
-        terms = self._train_critic(synthetic.windows.with_hu(_after(synthetic, drawn).detach()), real)
-        terms |= self._train_generator(synthetic, drawn, real, judge)
+        """Train on a batch of lesions to be rendered and of real ones; `judge` turns a contrast into its loss."""
+        rendered = render(self.networks.generator, synthetic, self.frame)
+        terms = self._train_critic(synthetic.windows.with_hu(_after(synthetic, rendered).detach()), real)
+        terms |= self._train_generator(synthetic, rendered, real, judge)
         self.networks.follow(self.recipe.ema_decay)
         self._count += 1
         return {name: terms[name].detach() for name in TERMS}
@@ -140,15 +140,17 @@ class AdversarialStep:
         self.optimizer.step()
         return {"critic": loss, "r1": penalty}
 
-    def _train_generator(self, synthetic: Synthetic, drawn: Drawn, real: Windows, judge: JudgeLoss | None) -> Terms:
+    def _train_generator(
+        self, synthetic: Synthetic, rendered: Rendered, real: Windows, judge: JudgeLoss | None
+    ) -> Terms:
         self.optimizer.zero_grad(set_to_none=True)
-        after = synthetic.windows.with_hu(_after(synthetic, drawn))
+        after = synthetic.windows.with_hu(_after(synthetic, rendered))
         mask, recipe = after.mask, self.recipe
         with frozen(self.networks.critic) as critic:
             terms = {"adversarial": self.adversary.generator_loss(critic, after)}
             terms["moments"], terms["bands"] = self._moments(after, real, synthetic.target)
-            terms["residual"] = losses.residual_mean(drawn.residual_hu, mask)
-            terms["judge"] = judge(drawn.contrast_hu) if judge else torch.zeros_like(terms["residual"])
+            terms["residual"] = losses.residual_mean(rendered.residual_hu, mask)
+            terms["judge"] = judge(rendered.contrast_hu) if judge else torch.zeros_like(terms["residual"])
             loss = (
                 recipe.adversarial_weight * terms["adversarial"]
                 + recipe.judge_weight * terms["judge"]
@@ -158,14 +160,14 @@ class AdversarialStep:
             )
             loss.backward()
         self.optimizer.step()
-        return terms | {"generator": loss, "residual_hu": losses.mean_over(drawn.residual_hu.abs(), mask)}
+        return terms | {"generator": loss, "residual_hu": losses.mean_over(rendered.residual_hu.abs(), mask)}
 
     def _moments(self, synthetic: Windows, real: Windows, target: int) -> tuple[Tensor, Tensor]:
         """Compare running means of both; gradients flow as if the present batch were the whole mean."""
         of_real, of_synthetic = self.networks.real_moments[target], self.networks.synthetic_moments[target]
-        fresh, seen = measure(real)
+        fresh, seen = measure_moments(real)
         of_real.copy_(blend(of_real, fresh, seen, REAL_DECAY))
-        fresh, seen = measure(synthetic)
+        fresh, seen = measure_moments(synthetic)
         running = blend(of_synthetic, fresh.detach(), seen, SYNTHETIC_DECAY)
         of_synthetic.copy_(running)
         gap = torch.nan_to_num(running - of_real)  # 0 for a shell that one of them never had
@@ -174,7 +176,7 @@ class AdversarialStep:
         return (gap[:shells] / losses.MOMENT_HU).square().mean(), gap[shells:].square().mean()
 
 
-def measure(windows: Windows) -> tuple[Float[Tensor, "m"], Bool[Tensor, "m"]]:
+def measure_moments(windows: Windows) -> tuple[Float[Tensor, "m"], Bool[Tensor, "m"]]:
     """Measure the profile across the surface, the mean contrast and the energies by band; tell which could be measured.
 
     The profile is each shell's HU for a lesion of PROFILE_HU: contrasts differ much more between patients than the
@@ -198,8 +200,8 @@ def blend(
     return torch.where(seen, moved, running).detach()
 
 
-def _after(synthetic: Synthetic, drawn: Drawn) -> Batch:
-    return synthetic.windows.hu + drawn.contrast_hu
+def _after(synthetic: Synthetic, rendered: Rendered) -> Volumes:
+    return synthetic.windows.hu + rendered.contrast_hu
 
 
 @contextmanager

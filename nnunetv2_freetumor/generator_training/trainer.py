@@ -5,7 +5,6 @@ generator, critic and moving average together; what it calls Dice is the share o
 or, without a judge, how often the critic takes a synthetic lesion for the more real one.
 """
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from nnunetv2_freetumor.generator_training.setup import GeneratorSetup
 from nnunetv2_freetumor.generator_training.stage import GeneratorStage
 from nnunetv2_freetumor.generator_training.step import AdversarialStep
 from nnunetv2_freetumor.generator_training.windows import Cutter
-from nnunetv2_freetumor.generators.choice import FILE
+from nnunetv2_freetumor.generators.choice import GENERATOR_FILE
 from nnunetv2_freetumor.generators.weights import save_generator
 from nnunetv2_freetumor.training import epoch_log
 
@@ -44,10 +43,10 @@ __all__ = [
     "nnUNetTrainerFreeTumorGenerator_250epochs",
 ]
 
-CURVES, PREVIEW = "freetumor_generator.png", "freetumor_preview_epoch_{:04d}.png"
+CURVES_FILE, PREVIEW_FILE = "freetumor_generator.png", "freetumor_preview_epoch_{:04d}.png"
 IDLE = (
-    "WARNING: FreeTumor generator: nothing was learned in this epoch: no patch had room for a lesion, or no real tumor "
-    "was seen. A larger patch or more training cases with tumors help."
+    "WARNING: FreeTumor generator: nothing was learned in this epoch, because no patch had room for a lesion or no "
+    "real tumor has been seen yet. Use a larger patch or more training cases with tumors."
 )
 
 
@@ -65,25 +64,26 @@ class nnUNetTrainerFreeTumorGenerator(GeneratorSetup):
         x_mm, y_mm, z_mm = map(float, self.configuration_manager.spacing)
         plans = self.plans_manager.plans
         cutter = Cutter(self.recipe, self.frame, (x_mm, y_mm, z_mm), plans["transpose_forward"].index(0))
-        step = AdversarialStep(self.network, self.optimizer, self.recipe, self.frame, self._adversary)
-        self._stage = GeneratorStage(self.section, cutter, intensity.from_plans(plans), step, judge, self.batch_size)
+        step = AdversarialStep(self.network, self.optimizer, self.recipe, self.frame, adversary=self.adversary)
+        self._stage = GeneratorStage(
+            self.section, cutter, intensity.from_plans(plans), step, judge=judge, batch_size=self.batch_size
+        )
         self._watch = divergence.Divergence(self.recipe)
-        epoch_log.register(self.logger, self.current_epoch, log.KEY, log.NAMES)
+        epoch_log.register(self.logger, self.current_epoch, log.LOGGER_PREFIX, log.NAMES)
         if self.current_epoch and Path(self._weights).is_file():
             self._good_epoch = self.current_epoch - 1
-        self._announce(self._weights)
+        self.announce(_name(judge), self._weights)
         super().on_train_start()
 
     @property
     def _weights(self) -> str:
-        return join(self.output_folder, FILE)
+        return join(self.output_folder, GENERATOR_FILE)
 
     def _make_judge(self) -> TrainingJudge | None:
-        if self.recipe.judge_weight == 0:
-            return None
-        judge = make_judge(self.section, self)
-        self.card = dataclasses.replace(self.card, judge=judge.segmenter.name)
-        return judge
+        return make_judge(self.section, self) if self.recipe.judge_weight else None
+
+    def _save(self, judge: TrainingJudge | None) -> None:
+        save_generator(self.network.final, self.make_card(_name(judge)), self._weights)
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's draws from the section's seed and the epoch."""
@@ -114,7 +114,7 @@ class nnUNetTrainerFreeTumorGenerator(GeneratorSetup):
         super().on_train_epoch_end(train_outputs)
         terms = self._terms.read()
         for name, value in terms.items():
-            self.logger.log(log.KEY + name, value, self.current_epoch)
+            self.logger.log(log.LOGGER_PREFIX + name, value, self.current_epoch)
         steps = self._terms.steps
         self.print_to_log_file(log.terms_line(terms, steps) if steps else IDLE)
 
@@ -126,7 +126,7 @@ class nnUNetTrainerFreeTumorGenerator(GeneratorSetup):
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Log what critic and judge saw under nnU-Net's names and under our own, and keep the weights."""
         steps = [output["seen"] for output in val_outputs if output["seen"] is not None]
-        seen = log.summarize(steps)
+        seen = log.epoch_means(steps)
         by_size = [seen[name] for name in log.RECOGNIZED]
         headline = seen["realism"] if math.isnan(seen["recognized"]) else seen["recognized"]
         self.logger.log("mean_fg_dice", 0.0 if math.isnan(headline) else headline, self.current_epoch)
@@ -134,7 +134,7 @@ class nnUNetTrainerFreeTumorGenerator(GeneratorSetup):
         loss = sum(step.loss for step in steps) / len(steps) if steps else 0.0
         self.logger.log("val_losses", loss, self.current_epoch)
         for name, value in seen.items():
-            self.logger.log(log.KEY + name, value, self.current_epoch)
+            self.logger.log(log.LOGGER_PREFIX + name, value, self.current_epoch)
         self.print_to_log_file(log.seen_line(seen, self._stage.judge is not None))
         self._keep()
 
@@ -143,27 +143,33 @@ class nnUNetTrainerFreeTumorGenerator(GeneratorSetup):
         if not all(bool(part.isfinite().all()) for part in self.network.parameters()):
             self._check("weights are no longer numbers")
         if self._watch.calm:
-            save_generator(self.network.final, self.card, self._weights)
+            self._save(self._stage.judge)
             self._good_epoch = self.current_epoch
         else:
-            self.print_to_log_file(f"WARNING: FreeTumor generator: losses saturate; kept: epoch {self._good_epoch}")
-        history = epoch_log.history(self.logger, log.KEY, log.NAMES)
-        training_curves(history, join(self.output_folder, CURVES))
+            kept = "" if self._good_epoch is None else f"; the file keeps those of epoch {self._good_epoch}"
+            self.print_to_log_file(
+                f"WARNING: FreeTumor generator: losses are saturated, so this epoch's weights are not saved{kept}"
+            )
+        history = epoch_log.history(self.logger, log.LOGGER_PREFIX, log.NAMES)
+        training_curves(history, join(self.output_folder, CURVES_FILE))
         if self.current_epoch % self.recipe.preview_every == 0 or self.current_epoch == self.num_epochs - 1:
             rows = self._stage.previews()
             if rows:
                 title = f"epoch {self.current_epoch}"
-                preview_sheet(rows, join(self.output_folder, PREVIEW.format(self.current_epoch)), title)
+                preview_sheet(rows, join(self.output_folder, PREVIEW_FILE.format(self.current_epoch)), title)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Say where the generator is; nnU-Net calls this after training, and alone for --val."""
+        """Log where the generator is; nnU-Net calls this after training, and alone for --val."""
         if not Path(self._weights).is_file():
-            self._make_judge()  # the card names it
-            save_generator(self.network.final, self.card, self._weights)
+            self._save(self._make_judge())
         self.print_to_log_file(
-            f'FreeTumor generator: {self._weights} holds the generator. "generator": "auto" in the plans\' freetumor '
-            "section finds it for this dataset and fold; 'nnUNetv2_freetumor generator inspect' shows its card."
+            f"FreeTumor generator: saved as {self._weights}. Trainings of this dataset and fold pick it up "
+            'automatically ("generator": "auto"). \'nnUNetv2_freetumor generator inspect\' prints its card.'
         )
+
+
+def _name(judge: TrainingJudge | None) -> str:
+    return "none" if judge is None else judge.segmenter.name
 
 
 # The lengths are nnU-Net's own: its `_Xepochs` classes set the number of epochs.

@@ -7,36 +7,34 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import cc3d
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy import ndimage
 from torch import Tensor
 
 from nnunetv2_freetumor.generator_training.recipes import Frame, Recipe
-from nnunetv2_freetumor.generators.grid import Grid, array_order, make_grid, to_grid
+from nnunetv2_freetumor.generators.grid import Grid, Volumes, array_order, make_grid, to_grid
 from nnunetv2_freetumor.generators.learned import FreetumorInputs, LiteInputs, freetumor_inputs, lite_inputs
 from nnunetv2_freetumor.plan import Target
 from nnunetv2_freetumor.synthesis.proposals import Proposal
 from nnunetv2_freetumor.synthesis.region import Region, support
 from nnunetv2_freetumor.synthesis.volume import Spacing, box_around, distance_within, masked_mean, offsets_mm
 
-MARGIN_MM = 6.0  # of a region around the window
-REACH_MM = 8.0  # of the distances in a window
-MIN_HOST_VOXELS = 30
-
-Batch = Float[Tensor, "b 1 x y z"]
+_MARGIN_MM = 6.0  # of a region around the window
+_REACH_MM = 8.0  # of the distances in a window
+_MIN_HOST_VOXELS = 30
 
 
 class Windows(NamedTuple):
     """Lesions in their surroundings, on the training grid."""
 
-    hu: Batch
-    mask: Batch  # 1 on the lesion
-    distance_mm: Batch  # to the lesion's surface, negative inside, infinite far away
+    hu: Volumes
+    mask: Volumes  # 1 on the lesion
+    distance_mm: Volumes  # to the lesion's surface, negative inside, infinite far away
     host_hu: Float[Tensor, "b 1 1 1 1"]  # mean of the host around the lesion
 
-    def with_hu(self, hu: Batch) -> "Windows":
-        """Give the same windows with another image."""
+    def with_hu(self, hu: Volumes) -> "Windows":
+        """Return the same windows with another image."""
         return self._replace(hu=hu)
 
 
@@ -53,7 +51,7 @@ class Synthetic(NamedTuple):
 
     inputs: LiteInputs | FreetumorInputs
     windows: Windows  # of the image before
-    support: Batch
+    support: Volumes
     channel: Int[Tensor, "b"]  # of the published network: the host's
     lesions: list[Placed]
     target: int = 0  # of all of them
@@ -62,7 +60,7 @@ class Synthetic(NamedTuple):
 class _Prepared(NamedTuple):
     inputs: LiteInputs | FreetumorInputs
     window: Windows
-    support: Batch
+    support: Volumes
     proposal: Proposal
     region: Region
     grid: Grid
@@ -80,8 +78,8 @@ class Cutter:
 
     @property
     def window_mm(self) -> float:
-        """Give the side of a region that holds a window."""
-        return max(side * step for side, step in zip(self.sides, self.spacing_mm)) + 2 * MARGIN_MM
+        """Return the side of a region that holds a window."""
+        return max(side * step for side, step in zip(self.sides, self.spacing_mm)) + 2 * _MARGIN_MM
 
     def synthetic(
         self, proposals: Sequence[Proposal], targets: Sequence[Target], rng: torch.Generator
@@ -97,7 +95,7 @@ class Cutter:
         channels = [list(dict.fromkeys(names)).index(name) for name in names]
         return Synthetic(
             inputs=kind(*(torch.cat(parts) for parts in zip(*(one.inputs for one in prepared)))),
-            windows=join([one.window for one in prepared]),
+            windows=join_windows([one.window for one in prepared]),
             support=torch.cat([one.support for one in prepared]),
             channel=torch.tensor(
                 [channels[one.proposal.site.target] for one in prepared], device=prepared[0].support.device
@@ -133,7 +131,7 @@ class Cutter:
         known = _inside(region, grid)
         window = self._window(inputs.hu[0, 0], inputs.distance[0, 0] < 0, inputs.host[0, 0] >= 0.5, known)
         allowed = (to_grid(support(region).float(), region, grid) * known)[None, None]
-        return _Prepared(inputs, window, allowed, proposal, region, grid)
+        return _Prepared(inputs, window, allowed, proposal=proposal, region=region, grid=grid)
 
     def _inputs(
         self, region: Region, proposal: Proposal, targets: Sequence[Target], grid: Grid
@@ -141,7 +139,7 @@ class Cutter:
         if self.kind == "freetumor":
             return freetumor_inputs(region, proposal.look, grid, self.window_hu)
         texture = targets[proposal.site.target].prior.texture
-        return lite_inputs(region, texture, proposal.look, grid, self.window_hu)
+        return lite_inputs(region, texture, proposal.look, grid, window_hu=self.window_hu)
 
     def _shifted(self, proposal: Proposal, rng: torch.Generator) -> Region:
         """Move the center to a random voxel of the lesion, as far as the window stays inside the region."""
@@ -162,7 +160,7 @@ class Cutter:
         center: list[float],
     ) -> Windows:
         box = box_around(center, [self.window_mm / 2] * 3, self.data_mm, tuple(hu.shape))
-        offsets = offsets_mm(box, center, self.data_mm, (1, 1, 1), hu.device)
+        offsets = offsets_mm(box, center, self.data_mm, (1, 1, 1), device=hu.device)
         part, own = hu[box.slices()], host[box.slices()]
         region = Region(part, own, own, torch.zeros_like(part), (1, 1, 1), offsets, self.data_mm)
         grid = make_grid(region, self.spacing_mm, 8, self.sides)
@@ -180,24 +178,25 @@ class Cutter:
         """Finish a window; beyond the patch there is no lesion, and the image is the host's mean."""
         lesion = lesion & known
         half_voxel = min(self.spacing_mm) / 2
-        outside = distance_within(lesion, REACH_MM, self.spacing_mm) - half_voxel
-        inside = distance_within(~lesion, REACH_MM, self.spacing_mm) - half_voxel
+        outside = distance_within(lesion, _REACH_MM, self.spacing_mm) - half_voxel
+        inside = distance_within(~lesion, _REACH_MM, self.spacing_mm) - half_voxel
         distance = torch.where(lesion, -inside, outside)
         around = (host & known & ~lesion).float()
-        enough = around.sum() >= MIN_HOST_VOXELS
+        enough = around.sum() >= _MIN_HOST_VOXELS
         mean = torch.where(enough, masked_mean(hu, around), torch.nan)
         hu = torch.where(known, hu, mean)
         return Windows(hu[None, None], lesion[None, None].float(), distance[None, None], mean.reshape(1, 1, 1, 1, 1))
 
 
 def _random_voxels(tumor: Bool[Tensor, "x y z"], rng: torch.Generator) -> list[list[float]]:
-    """Pick one voxel of every connected lesion."""
+    """Pick one voxel of every 26-connected lesion."""
     if not tumor.any():
         return []
-    parts, count = ndimage.label(tumor.cpu().numpy())
+    parts = cc3d.connected_components(tumor.cpu().numpy(), connectivity=26)
+    _, *boxes = cc3d.statistics(parts)["bounding_boxes"]  # the background's comes first
     centers = []
-    for box, part in zip(ndimage.find_objects(parts), range(1, count + 1)):
-        voxels = torch.from_numpy(parts[box] == part).nonzero()
+    for number, box in enumerate(boxes, start=1):
+        voxels = torch.from_numpy(parts[box] == number).nonzero()
         voxel = voxels[int(torch.rand((), generator=rng) * len(voxels))].tolist()
         centers.append([float(edge.start + at) for edge, at in zip(box, voxel)])
     return centers
@@ -215,11 +214,11 @@ def _inside(region: Region, grid: Grid) -> Bool[Tensor, "u v w"]:
 
 
 def _is_usable(window: Windows) -> Bool[Tensor, ""]:
-    """Tell whether a window shows a lesion and its host."""
+    """Check whether a window shows a lesion and its host."""
     return (window.mask.sum() > 0) & window.host_hu.isfinite().all()
 
 
-def join(windows: Sequence[Windows]) -> Windows:
+def join_windows(windows: Sequence[Windows]) -> Windows:
     """Join windows into one batch."""
     return Windows(*(torch.cat(parts) for parts in zip(*windows)))
 
@@ -242,4 +241,4 @@ class Replay:
     def draw(self, count: int, rng: torch.Generator) -> Windows:
         """Draw a batch of windows, with repetition only where there are too few."""
         order = torch.randperm(len(self._kept), generator=rng).tolist()
-        return join([self._kept[order[index % len(order)]] for index in range(count)])
+        return join_windows([self._kept[order[index % len(order)]] for index in range(count)])

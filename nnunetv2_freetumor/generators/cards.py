@@ -1,19 +1,23 @@
-"""A generator file's card: what the weights are, what they were trained on, and how they are to be run."""
+"""A generator file's card: what the weights are, what they were trained on, and how to run them."""
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Literal
 
-from nnunetv2_freetumor.files.strict_json import check
+from nnunetv2_freetumor.files.strict_json import POSITIVE, Rule, check_all, each, rising
 
 _NAME = re.compile(r"[^\W_][\w.-]*")
-_SIDES = {"freetumor": 8, "lite": 4}  # what a side must be a multiple of
+_RULES = {
+    "window_hu": rising("HU values"),
+    "spacing_mm": POSITIVE,
+    "hosts": Rule("must name at least one host", bool),
+}
+SIDE_MULTIPLES = {"freetumor": 8, "lite": 4}  # of voxels: how often each network halves the sides
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a generator file holds, what it was trained on, and how it is to be run."""
+    """What a generator file holds, what it was trained on, and how to run it."""
 
     name: str
     kind: Literal["freetumor", "lite"]
@@ -40,23 +44,19 @@ class Card:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        low, high = self.window_hu
-        check(-math.inf < low < high < math.inf, "window_hu", "must be two rising HU values", self.window_hu)
-        check(all(0 < s < math.inf for s in self.spacing_mm), "spacing_mm", "must be above 0", self.spacing_mm)
-        step = _SIDES[self.kind]
-        fits = all(side > 0 and side % step == 0 for side in self.side_voxels)
-        check(fits, "side_voxels", f"must be multiples of {step}", self.side_voxels)
-        check(bool(self.hosts), "hosts", "must name at least one host", self.hosts)
+        step = SIDE_MULTIPLES[self.kind]
+        sides = each(f"must be multiples of {step}", lambda side: side > 0 and side % step == 0)
+        check_all(self, _RULES | {"side_voxels": sides})
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that cannot be a file's.
+    """Refuse a name that cannot be a file name.
 
     Raises:
         ValueError: names it and the rule.
     """
     if not _NAME.fullmatch(name) or name.endswith(".safetensors"):
         raise ValueError(
-            f"A generator's name must start with a letter or digit and go on with letters, digits, '_', '-' and '.', "
-            f"without the file's ending, but it is {name!r}."
+            f"A generator's name must start with a letter or digit, continue with letters, digits, '_', '-' or '.', "
+            f"and omit the file extension, but it is {name!r}."
         )

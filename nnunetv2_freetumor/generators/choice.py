@@ -1,8 +1,8 @@
-"""Choose the generator of each target, say why, and load it.
+"""Choose the generator of each target, give the reason, and load it.
 
-`auto` takes the first of these that serves the target's host: the one trained for this dataset, plans, configuration
-and fold; the newest installed one whose training data hold real tumors of this host; `texture`. One trained on phantoms
-runs by name only.
+`auto` takes the first of these that supports the target's host: the one trained for this dataset, plans, configuration
+and fold; the newest installed one whose training data include real tumors of this host; `texture`. One trained on
+phantoms runs by name only.
 """
 
 import os
@@ -22,12 +22,12 @@ from nnunetv2_freetumor.plan import Section, Target
 from nnunetv2_freetumor.synthesis.region import Generator
 from nnunetv2_freetumor.synthesis.texture import TextureGenerator
 
-TRAINER = "nnUNetTrainerFreeTumorGenerator"
-FILE = "generator.safetensors"  # in the fold's folder
-ASKED_FOR = "asked for by name"
+GENERATOR_TRAINER = "nnUNetTrainerFreeTumorGenerator"
+GENERATOR_FILE = "generator.safetensors"  # in the fold's folder
+ASKED_FOR = "requested by name"
 COPYING_SECONDS = 60.0  # a copied folder's files may be this much out of order
 _RESULTS = "nnUNet_results"
-_LENGTHS = re.compile(rf"{TRAINER}(_\d+epochs?)?")
+_LENGTHS = re.compile(rf"{GENERATOR_TRAINER}(_\d+epochs?)?")
 
 Fold = int | str | None
 
@@ -60,12 +60,12 @@ def choose_generators(
         validation_cases: of a numbered fold; a generator trained on one of them is refused.
 
     Raises:
-        ValueError: a named generator that cannot be read or does not serve a host, or one trained on validation cases.
+        ValueError: a named generator cannot be read or does not support a host, or one was trained on validation cases.
     """
-    found = [_choose(section, target, plans, configuration, fold) for target in section.targets]
+    found = [_choose(section, target, plans, configuration, fold=fold) for target in section.targets]
     for one in found:
         if isinstance(fold, int) and isinstance(one, _Found):
-            _check_fold(one, plans, configuration, fold, validation_cases)
+            _check_fold(one, plans, configuration, fold=fold, validation_cases=validation_cases)
     return [
         Choice(target.name, one.card.name, one.path, one.reason)
         if isinstance(one, _Found)
@@ -90,8 +90,8 @@ def build_generators(
     return built
 
 
-def describe(choices: Iterable[Choice]) -> list[str]:
-    """Say in a line for each target what was chosen and why."""
+def choice_lines(choices: Iterable[Choice]) -> list[str]:
+    """Describe each target's choice and the reason for it, in one line each."""
     return [
         f"FreeTumor: {target}: generator {name}{'' if path is None else f' ({path})'}, {reason}"
         for target, name, path, reason in choices
@@ -99,7 +99,7 @@ def describe(choices: Iterable[Choice]) -> list[str]:
 
 
 def _choose(section: Section, target: Target, plans: dict[str, Any], configuration: str, fold: Fold) -> _Found | str:
-    """Give the generator for a target; or, where that is `texture`, why."""
+    """Choose a target's generator; where that is `texture`, return the reason instead."""
     if section.generator == "texture":
         return ASKED_FOR
     if section.generator != "auto":
@@ -109,7 +109,7 @@ def _choose(section: Section, target: Target, plans: dict[str, Any], configurati
     own = _own(ended, plans, configuration, fold) if ended else None
     if own is not None and target.prior.name in own.card.hosts:
         return own
-    passed = "" if ended or not files else f"; passed over: {files[0]}, whose training has not ended"
+    passed = "" if ended or not files else f"; skipped {files[0]}, whose training has not finished"
     found = _installed(target.prior.name)
     if found is not None:
         return found._replace(reason=found.reason + passed)
@@ -124,9 +124,9 @@ def _named(name: str, target: Target) -> _Found:
     card = read_card(path)
     if target.prior.name not in card.hosts:
         raise ValueError(
-            f"The generator '{card.name}' ({path}) serves the hosts {', '.join(card.hosts)}, but the target "
-            f"'{target.name}' needs '{target.prior.name}'. Set 'generator' to auto, to texture, or to one that serves "
-            "this host ('nnUNetv2_freetumor generator list' shows them)."
+            f"The generator '{card.name}' ({path}) supports the hosts {', '.join(card.hosts)}, but the target "
+            f"'{target.name}' needs '{target.prior.name}'. Set 'generator' to auto, to texture, or to one that "
+            "supports this host ('nnUNetv2_freetumor generator list' shows them)."
         )
     return _Found(path, card, ASKED_FOR)
 
@@ -136,13 +136,13 @@ def _own_files(plans: dict[str, Any], fold: Fold) -> list[Path]:
     results = os.environ.get(_RESULTS)
     if not (plans and results):
         return []
-    pattern = f"{TRAINER}*__*__*/fold_{'*' if fold is None else fold}/{FILE}"
+    pattern = f"{GENERATOR_TRAINER}*__*__*/fold_{'*' if fold is None else fold}/{GENERATOR_FILE}"
     found = sorted((Path(results) / plans["dataset_name"]).glob(pattern))
     return [path for path in found if _LENGTHS.fullmatch(path.parts[-3].split("__")[0])]
 
 
 def _has_ended(file: Path) -> bool:
-    """Tell whether the training that wrote a generator has ended; one that began anew leaves an older checkpoint."""
+    """Check whether the training that wrote a generator has ended; one that was restarted has an older checkpoint."""
     checkpoint = file.parent / CHECKPOINT
     return checkpoint.is_file() and checkpoint.stat().st_mtime > file.stat().st_mtime - COPYING_SECONDS
 
@@ -150,12 +150,12 @@ def _has_ended(file: Path) -> bool:
 def _own(files: Sequence[Path], plans: dict[str, Any], configuration: str, fold: Fold) -> _Found:
     """Choose among a dataset's own generators: of these plans, by the plain class, the newest, in this order."""
 
-    def _rank(file: Path) -> tuple[bool, bool, int]:
+    def _preference(file: Path) -> tuple[bool, bool, int]:
         model = file.parts[-3]
         of_these = model.endswith(f"__{plans['plans_name']}__{configuration}")
-        return of_these, fold is not None and model.startswith(f"{TRAINER}__"), file.stat().st_mtime_ns
+        return of_these, fold is not None and model.startswith(f"{GENERATOR_TRAINER}__"), file.stat().st_mtime_ns
 
-    path = max(files, key=_rank)
+    path = max(files, key=_preference)
     where = ", ".join([plans["dataset_name"], *path.parts[-3].split("__")[1:]])
     newest = "the newest of all folds, " if fold is None else ""
     fold_name = path.parent.name.replace("_", " ")
@@ -165,7 +165,7 @@ def _own(files: Sequence[Path], plans: dict[str, Any], configuration: str, fold:
 
 
 def _installed(host: str) -> _Found | None:
-    """Find the newest generator, by its card's date, that saw real tumors of a host and serves it."""
+    """Find the newest generator, by its card's date, that was trained on real tumors of a host and supports it."""
     fitting = [
         (path, card)
         for path, card in available()
@@ -175,20 +175,20 @@ def _installed(host: str) -> _Found | None:
         return None
     path, card = max(fitting, key=lambda found: (found[1].date, found[1].name))
     others = ", ".join(sorted(other.name for _, other in fitting if other is not card))
-    passed = f"; also installed and older: {others}" if others else ""
-    return _Found(path, card, f"the installed one whose training data hold real tumors of the host '{host}'{passed}")
+    passed = f"; also installed, but older: {others}" if others else ""
+    return _Found(path, card, f"installed, and trained on real tumors of the host '{host}'{passed}")
 
 
 def _why_texture(host: str, own: _Found | None, fold: Fold) -> str:
     if own is None:
-        first = "none was trained for this dataset" + ("" if fold is None else " and fold")
+        first = "no generator was trained for this dataset" + ("" if fold is None else " and fold")
     else:
-        first = f"the one trained for this dataset ({own.path}) serves only {', '.join(own.card.hosts)}"
+        first = f"the one trained for this dataset ({own.path}) supports only {', '.join(own.card.hosts)}"
     if not os.environ.get(_RESULTS):
-        return f"{first}, and no installed one can be found, as {_RESULTS} is not set"
+        return f"{first}, and installed ones cannot be found because {_RESULTS} is not set"
     broken = [path.name for path, card in available() if isinstance(card, str)]
-    unread = f" ({', '.join(broken)} cannot be read)" if broken else ""
-    return f"{first}, and no installed one has seen real tumors of the host '{host}'{unread}"
+    unread = f" (unreadable: {', '.join(broken)})" if broken else ""
+    return f"{first}, and no installed one was trained on real tumors of the host '{host}'{unread}"
 
 
 def _check_fold(
@@ -200,9 +200,9 @@ def _check_fold(
     if not seen:
         return
     named = ", ".join(seen[:3]) + (" ..." if len(seen) > 3 else "")
+    train = f"nnUNetv2_train {card.dataset} {configuration} {fold} -tr {GENERATOR_TRAINER} -p {plans['plans_name']}"
     raise ValueError(
         f"The generator '{card.name}' ({found.path}) was trained on {len(seen)} of the {len(validation_cases)} "
-        f"validation cases of fold {fold} ({named}), so that this fold's scores would be too good. Train one for this "
-        f"fold with 'nnUNetv2_train {card.dataset} {configuration} {fold} -tr {TRAINER} -p {plans['plans_name']}', set "
-        "'generator' to texture in the plans' freetumor section, or train fold all."
+        f"validation cases of fold {fold} ({named}), so this fold's scores would be too optimistic. Train a generator "
+        f"for this fold with '{train}', set 'generator' to texture in the plans' freetumor section, or train fold all."
     )

@@ -13,13 +13,13 @@ from nnunetv2_freetumor.files.cases import check_writable
 from nnunetv2_freetumor.files.checkpoints import read_checkpoint
 from nnunetv2_freetumor.generators.cards import Card
 from nnunetv2_freetumor.generators.networks import FreeTumorNet
-from nnunetv2_freetumor.generators.weights import ENDING, check_tensors, save_generator
+from nnunetv2_freetumor.generators.weights import GENERATOR_ENDING, check_tensors, save_generator
 
 PREFIX, WRAPPER = "netG.", "module."
 LAST_LAYER = "out_tr.final_conv.weight"
 UNUSED = ("running_mean", "running_var", "num_batches_tracked")  # published, never used: they may be missing
 REGIONS = {3: "abdomen", 1: "chest"}  # by number of output channels
-HOSTS = {  # what the output channels stand for, in their order; the default first
+CHANNEL_HOSTS = {  # what the output channels stand for, in their order; the default first
     "abdomen": (("liver", "pancreas", "kidney"),),
     "chest": (("lung",), ("covid19",)),
 }
@@ -63,22 +63,22 @@ class Published(NamedTuple):
 def convert_command(
     checkpoint: str, output: str, region: str | None = None, host: str | None = None, name: str | None = None
 ) -> None:
-    """Convert a published checkpoint and say what became of it.
+    """Convert a published checkpoint and print the result.
 
     Args:
         checkpoint: the authors' file; read without executing anything in it.
         output: generator file to write.
-        region: abdomen or chest; what the number of output channels says otherwise.
-        host: of a chest checkpoint: lung (default) or covid19.
-        name: of the generator on its card.
+        region: abdomen or chest (default: determined by the number of output channels).
+        host: for a chest checkpoint: lung or covid19 (default: lung).
+        name: the generator's name on its card.
 
     Raises:
         ValueError: the checkpoint or an option does not fit; the text says why.
     """
-    if not output.endswith(ENDING):
-        raise ValueError(f"-o must name a file that ends in {ENDING}, but it is {output}.")
+    if not output.endswith(GENERATOR_ENDING):
+        raise ValueError(f"-o must name a file that ends in {GENERATOR_ENDING}, but it is {output}.")
     if Path(output).exists():
-        raise ValueError(f"{output} exists already and is not overwritten. Choose another file with -o, or delete it.")
+        raise ValueError(f"{output} already exists and is not overwritten. Choose another file with -o, or delete it.")
     published = split_checkpoint(read_checkpoint(checkpoint), checkpoint)
     channels = len(published.tensors[LAST_LAYER])
     card = published_card(_region(channels, region, checkpoint), host, name)
@@ -89,9 +89,9 @@ def convert_command(
     network.load_state_dict(tensors)
     check_writable(Path(output).parent)
     save_generator(network, card, output)
-    left_out = ", ".join(f"{count} of {prefix}" for prefix, count in published.others.items()) or "none"
+    skipped = ", ".join(f"{count} of {prefix}" for prefix, count in published.others.items()) or "none"
     print(
-        f"{len(published.tensors)} weights of the generator converted; weights of other networks left out: {left_out}."
+        f"Converted {len(published.tensors)} weights of the generator (skipped weights of other networks: {skipped})."
     )
     print(f"Wrote {output}: '{card.name}', for {', '.join(card.hosts)}.")
     print(f"To use it by name: nnUNetv2_freetumor generator install {output}")
@@ -101,7 +101,7 @@ def split_checkpoint(checkpoint: Any, path: str | Path) -> Published:
     """Pick the generator's weights out of a checkpoint.
 
     Raises:
-        ValueError: there are none, or they lack the layer that tells the number of organs.
+        ValueError: there are none, or they lack the layer that determines the number of organs.
     """
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else {}
     items = state.items() if isinstance(state, Mapping) else ()
@@ -113,8 +113,9 @@ def split_checkpoint(checkpoint: Any, path: str | Path) -> Published:
     if LAST_LAYER not in generator or generator[LAST_LAYER].ndim != 5:
         found = ", ".join(list(tensors)[:3]) or "no weights at all"
         raise ValueError(
-            f"{path} must hold the published generator, with its last layer {PREFIX}{LAST_LAYER}, but it holds {found}"
-            f"{' ...' if len(tensors) > 3 else ''}. Give the checkpoint of the authors' generator training."
+            f"{path} must contain the published generator, including its last layer {PREFIX}{LAST_LAYER}, but it "
+            f"contains {found}{' ...' if len(tensors) > 3 else ''}. Use the checkpoint of the authors' generator "
+            "training."
         )
     return Published(generator, dict(others))
 
@@ -125,10 +126,10 @@ def published_card(region: str, host: str | None = None, name: str | None = None
     Raises:
         ValueError: `host` is not one that the region offers.
     """
-    hosts = next((hosts for hosts in HOSTS[region] if host is None or hosts == (host,)), None)
+    hosts = next((hosts for hosts in CHANNEL_HOSTS[region] if host is None or hosts == (host,)), None)
     if hosts is None:
-        chest = " or ".join(choice for (choice,) in HOSTS["chest"])
-        raise ValueError(f"--host must be {chest} for the chest and left out for the abdomen, but it is '{host}'.")
+        chest = " or ".join(choice for (choice,) in CHANNEL_HOSTS["chest"])
+        raise ValueError(f"--host must be {chest} for the chest and omitted for the abdomen, but it is '{host}'.")
     return Card(
         name=name or f"freetumor_{hosts[0] if len(hosts) == 1 else region}",
         hosts=hosts,
@@ -141,14 +142,14 @@ def published_card(region: str, host: str | None = None, name: str | None = None
 
 
 def _region(channels: int, region: str | None, path: str | Path) -> str:
-    """Tell the region by the number of output channels."""
+    """Determine the region from the number of output channels."""
     if channels not in REGIONS:
         choices = " or ".join(f"{count} ({found})" for count, found in REGIONS.items())
-        raise ValueError(f"{path} must hold a generator with {choices} output channels, but it has {channels}.")
+        raise ValueError(f"{path} must contain a generator with {choices} output channels, but it has {channels}.")
     found = REGIONS[channels]
     if region not in (None, found):
         raise ValueError(
             f"--region must be {found} for {path}, whose generator has {channels} output channel(s), but it is "
-            f"'{region}'. Leave --region out."
+            f"'{region}'. Omit --region."
         )
     return found

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnunetv2_freetumor.synthesis.region import Region
+from nnunetv2_freetumor.synthesis.region import Region, Volume
 from nnunetv2_freetumor.synthesis.volume import Spacing
 
-Number = TypeVar("Number", int, float)
-Volume = Float[Tensor, "x y z"]
+_Number = TypeVar("_Number", int, float)
+Volumes = Float[Tensor, "b 1 x y z"]  # a batch on the grid
 
 
 class Grid(NamedTuple):
@@ -25,7 +25,7 @@ class Grid(NamedTuple):
     sides: tuple[int, int, int]  # voxels
 
 
-def array_order(card_axes: tuple[Number, Number, Number], slice_axis: int) -> tuple[Number, Number, Number]:
+def array_order(card_axes: tuple[_Number, _Number, _Number], slice_axis: int) -> tuple[_Number, _Number, _Number]:
     """Bring a card's (x, y, z) into the order of arrays whose `slice_axis` is z."""
     x, y, z = card_axes
     order = [y, x]
@@ -73,7 +73,7 @@ def from_grid(contrast: Float[Tensor, "u v w"], region: Region, grid: Grid) -> V
 
 
 def grid_offsets_mm(grid: Grid) -> Float[Tensor, "u v w 3"]:
-    """Give each voxel's position relative to the lesion's center."""
+    """Return each voxel's position relative to the lesion's center."""
     axes = [
         _positions(grid.first_mm[axis], 1.0, step_mm, side)
         for axis, (step_mm, side) in enumerate(zip(grid.spacing_mm, grid.sides))
@@ -82,7 +82,7 @@ def grid_offsets_mm(grid: Grid) -> Float[Tensor, "u v w 3"]:
 
 
 def _positions(start_mm: Float[Tensor, ""], source_mm: float, step_mm: float, count: int) -> Float[Tensor, "n"]:
-    """Give `count` positions, `step_mm` apart, in source voxels of `source_mm`."""
+    """Return `count` positions, `step_mm` apart, in source voxels of `source_mm`."""
     return start_mm / source_mm + torch.arange(count, device=start_mm.device) * (step_mm / source_mm)
 
 

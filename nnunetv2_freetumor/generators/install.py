@@ -9,7 +9,7 @@ from nnunetv2_freetumor.files.hashes import file_hash
 from nnunetv2_freetumor.generators.cards import Card, check_name
 from nnunetv2_freetumor.generators.weights import (
     ALIASES,
-    ENDING,
+    GENERATOR_ENDING,
     available,
     bundled_folder,
     find_generator,
@@ -23,7 +23,7 @@ WHERE = ("Bundled with the package", "Installed")
 
 
 def list_command() -> None:
-    """Print the bundled and the installed generators; a broken file is named with its reason."""
+    """Print the bundled and the installed generators, and unusable files with the reason."""
     found = available()
     bundled = [item for item in found if item[0].parent == bundled_folder()]
     for where, items in zip(WHERE, (bundled, [item for item in found if item not in bundled])):
@@ -34,13 +34,13 @@ def list_command() -> None:
             else:
                 print(f"  {file.stem}\n{_aligned(summary(file, card), '    ')}")
     try:
-        print(f"Installed generators lie in {installed_folder()}.")
+        print(f"Generators are installed in {installed_folder()}.")
     except ValueError as error:
         print(error)
 
 
 def inspect_command(file: str) -> None:
-    """Check a generator file completely and print its whole card.
+    """Fully check a generator file and print its card.
 
     Args:
         file: path, or name of an installed or bundled generator.
@@ -54,11 +54,11 @@ def inspect_command(file: str) -> None:
 
 
 def install_command(file: str, name: str | None = None) -> None:
-    """Check a generator file completely and copy it to where generators are found by name.
+    """Fully check a generator file and copy it to where generators are found by name.
 
     Args:
         file: path of the generator file.
-        name: to install it under; the card's otherwise.
+        name: to install it under (default: the name on its card).
 
     Raises:
         ValueError: the file cannot be used, or another file has that name; the text says what to do.
@@ -67,26 +67,26 @@ def install_command(file: str, name: str | None = None) -> None:
     card = load_generator(path).card
     name = name or card.name
     check_name(name)
-    taken = (*NOT_NAMES, *ALIASES, *(bundled.stem for bundled in bundled_folder().glob(f"*{ENDING}")))
+    taken = (*NOT_NAMES, *ALIASES, *(bundled.stem for bundled in bundled_folder().glob(f"*{GENERATOR_ENDING}")))
     if name in taken:
-        raise ValueError(f"The name '{name}' is taken by the package itself. Choose another one with --name.")
-    target = installed_folder() / f"{name}{ENDING}"
+        raise ValueError(f"The name '{name}' is reserved by this package. Choose another one with --name.")
+    target = installed_folder() / f"{name}{GENERATOR_ENDING}"
     if target.exists():
         if file_hash(target) != file_hash(path):
             raise ValueError(
-                f"Another generator is installed as {target}, and it is not overwritten. Choose another name with "
-                "--name, or delete that file first."
+                f"A different generator is already installed as {target}; it is not overwritten. Choose another name "
+                "with --name, or delete that file first."
             )
-        print(f"{path} is installed already, as '{name}'.")
+        print(f"{path} is already installed as '{name}'.")
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as unfinished:
         shutil.copyfile(path, unfinished)
-    print(f'Installed {target}.\nTo use it, write "generator": "{name}" into the plans\' freetumor section.')
+    print(f'Installed {target}.\nTo use it, set "generator": "{name}" in the plans\' freetumor section.')
 
 
 def summary(path: Path, card: Card) -> dict[str, str]:
-    """Say what matters most about a generator file."""
+    """Summarize what matters most about a generator file."""
     return {
         "kind": card.kind,
         "hosts": ", ".join(card.hosts),
@@ -100,7 +100,7 @@ def summary(path: Path, card: Card) -> dict[str, str]:
 
 
 def details(path: Path, card: Card) -> dict[str, str]:
-    """Say the rest about a generator file, with its checksum."""
+    """List the remaining facts about a generator file, with its checksum."""
     low, high = card.window_hu
     output = f"{card.activation}, {'added to' if card.sign > 0 else 'subtracted from'} the image"
     return {
@@ -129,7 +129,7 @@ def _by(values: tuple[float, ...]) -> str:
 
 
 def _aligned(rows: dict[str, str], indent: str) -> str:
-    """Print one row a line, wrapped; what a terminal would take for commands is left out."""
+    """Format one row per line, wrapped; drop characters that a terminal would take for commands."""
     width = max(map(len, rows))
     return "\n".join(
         textwrap.fill(

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nnunetv2_freetumor.generators.cards import Card
+from nnunetv2_freetumor.generators.cards import SIDE_MULTIPLES, Card
 from nnunetv2_freetumor.generators.cpu_doubling import call_in_pairs
-from nnunetv2_freetumor.generators.grid import Grid, from_grid, grid_offsets_mm, make_grid, to_grid
+from nnunetv2_freetumor.generators.grid import Grid, Volumes, from_grid, grid_offsets_mm, make_grid, to_grid
 from nnunetv2_freetumor.intensity import scale_window
 from nnunetv2_freetumor.plan import Texture
-from nnunetv2_freetumor.synthesis.region import TAIL_MM, Look, Region
+from nnunetv2_freetumor.synthesis.region import TAIL_MM, Look, Region, Volume
 from nnunetv2_freetumor.synthesis.texture import texture_contrast
 from nnunetv2_freetumor.synthesis.volume import (
     Spacing,
@@ -27,11 +27,10 @@ from nnunetv2_freetumor.synthesis.volume import (
     smooth_noise_tile,
 )
 
-MULTIPLES = {"lite": 4, "freetumor": 8}  # of the sides that each network can halve
 SURROUNDINGS_MM = 96.0  # of what freetumor sees around a lesion: its 144 mm at most, but 3.4 times fewer voxels
-REACH_MM = 1.0  # how far outside a lesion lite has its full say: blurred edges reach beyond the outline
-DISTANCE_MM = 10.0  # one unit of the distance that lite sees
-CONTRAST_HU = 40.0  # and of the contrast
+_FULL_STRENGTH_MM = 1.0  # how far outside a lesion lite has its full say: blurred edges reach beyond the outline
+_DISTANCE_UNIT_MM = 10.0  # one unit of the distance that lite sees
+_CONTRAST_UNIT_HU = 40.0  # and of the contrast
 NOISE_MM = 1.5  # one voxel of the noise that lite sees
 SIGMAS_FIELD = (3.0, 6.0, 9.0, 12.0, 15.0)  # voxels: of freetumor's texture before it is sampled
 SIGMAS_TEXTURE = (4.0, 7.0)  # voxels: and after
@@ -40,37 +39,34 @@ MASK_SIGMA = (1.0, 2.0)  # voxels
 OUTPUT_SIGMA = 1.0  # voxels: a kernel of 7 x 7 x 7
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}
 
-Volume = Float[Tensor, "x y z"]
-Batch = Float[Tensor, "b 1 x y z"]
-
 
 class LiteInputs(NamedTuple):
     """What the lite network sees of one lesion (or of several), on the grid."""
 
     inputs: Float[Tensor, "b 5 x y z"]  # window with the texture lesion, that lesion alone, distance, host, noise
     look: Float[Tensor, "b 8"]
-    hu: Batch  # without any lesion
-    base_contrast: Batch  # of `texture`, HU
-    envelope: Batch  # 1 up to 1 mm outside, 0 from 3 mm outside on
-    host: Batch
-    distance: Batch  # mm
+    hu: Volumes  # without any lesion
+    base_contrast: Volumes  # of `texture`, HU
+    envelope: Volumes  # 1 up to 1 mm outside, 0 from 3 mm outside on
+    host: Volumes
+    distance: Volumes  # mm
 
 
 class FreetumorInputs(NamedTuple):
     """What the published network and its insertion law see of one lesion (or of several), on the grid."""
 
-    image: Batch  # the window scaled to 0..1
-    soft_mask: Batch
-    texture: Batch  # 0..1
-    hu: Batch
-    host: Batch
-    distance: Batch  # mm
+    image: Volumes  # the window scaled to 0..1
+    soft_mask: Volumes
+    texture_map: Volumes  # 0..1
+    hu: Volumes
+    host: Volumes
+    distance: Volumes  # mm
     width_hu: Float[Tensor, "b 1 1 1 1"]  # of the window
 
 
 def lite_inputs(region: Region, texture: Texture, look: Look, grid: Grid, window_hu: tuple[float, float]) -> LiteInputs:
     """Prepare what the lite network sees of a lesion."""
-    return lite_inputs_over(texture_contrast(region, texture, look), region, look, grid, window_hu)
+    return lite_inputs_over(texture_contrast(region, texture, look), region, look, grid, window_hu=window_hu)
 
 
 def lite_inputs_over(
@@ -80,11 +76,11 @@ def lite_inputs_over(
     hu, base_contrast, host, distance = _on_grid(region, grid, base)
     tile = smooth_noise_tile(look.noise[0]).to(hu.device, non_blocking=True)
     noise = sample_tile(tile, grid_offsets_mm(grid) / NOISE_MM)
-    near = (distance / DISTANCE_MM).clamp(-1, 1)
+    near = (distance / _DISTANCE_UNIT_MM).clamp(-1, 1)
     chance = torch.tensor([[math.log(look.diameter_mm / 20), look.contrast, *look.chances[:6]]])
     return LiteInputs(
         inputs=torch.stack(
-            [scale_window(hu + base_contrast, window_hu), base_contrast / CONTRAST_HU, near, host, noise]
+            [scale_window(hu + base_contrast, window_hu), base_contrast / _CONTRAST_UNIT_HU, near, host, noise]
         )[None],
         look=chance.to(hu.device, non_blocking=True),
         hu=hu[None, None],
@@ -97,10 +93,12 @@ def lite_inputs_over(
 
 def envelope(distance_mm: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """Fall from 1 inside a lesion and up to 1 mm outside to 0 at 3 mm outside, as a cosine."""
-    return 0.5 + 0.5 * torch.cos(math.pi * ((distance_mm - REACH_MM) / (TAIL_MM - REACH_MM)).clamp(0, 1))
+    return 0.5 + 0.5 * torch.cos(
+        math.pi * ((distance_mm - _FULL_STRENGTH_MM) / (TAIL_MM - _FULL_STRENGTH_MM)).clamp(0, 1)
+    )
 
 
-def lite_residual(network: nn.Module, inputs: LiteInputs) -> Batch:
+def lite_residual(network: nn.Module, inputs: LiteInputs) -> Volumes:
     """Run the lite network: what it adds to `texture`, in HU on the grid."""
     return inputs.envelope * _run(network, inputs.inputs, inputs.look)
 
@@ -113,7 +111,7 @@ def freetumor_inputs(region: Region, look: Look, grid: Grid, window_hu: tuple[fl
     return FreetumorInputs(
         image=scale_window(hu, window_hu)[None, None],
         soft_mask=gaussian_blur((distance < 0).float(), sigma, (1.0, 1.0, 1.0))[None, None],
-        texture=sampled_texture(look, grid)[None, None],
+        texture_map=published_texture_map(look, grid)[None, None],
         hu=hu[None, None],
         host=host[None, None],
         distance=distance[None, None],
@@ -123,7 +121,7 @@ def freetumor_inputs(region: Region, look: Look, grid: Grid, window_hu: tuple[fl
 
 def freetumor_contrast(
     network: nn.Module, inputs: FreetumorInputs, sign: int, activation: str, channel: int | Int[Tensor, "b"]
-) -> Batch:
+) -> Volumes:
     """Run the published network and its insertion law: the contrast in HU on the grid.
 
     `channel` is the host's output channel, one for all lesions or one for each.
@@ -131,11 +129,11 @@ def freetumor_contrast(
     output = _ACTIVATIONS[activation](_run(network, inputs.image))
     chosen = output[torch.arange(len(output), device=output.device), channel]
     smooth = torch.stack([gaussian_blur(one, OUTPUT_SIGMA, (1.0, 1.0, 1.0)) for one in chosen])[:, None]
-    return sign * inputs.soft_mask * smooth * inputs.texture * inputs.width_hu
+    return sign * inputs.soft_mask * smooth * inputs.texture_map * inputs.width_hu
 
 
-def sampled_texture(look: Look, grid: Grid) -> Float[Tensor, "u v w"]:
-    """Draw the published insertion's texture in 0..1, fixed to the lesion: a smooth field, sampled, smoothed again."""
+def published_texture_map(look: Look, grid: Grid) -> Float[Tensor, "u v w"]:
+    """Render the published texture map, 0..1 and fixed to the lesion: a smooth field, sampled, smoothed again."""
     device = grid.first_mm.device
     field_sigma, sigma = _pick(SIGMAS_FIELD, look.chances[1]), _pick(SIGMAS_TEXTURE, look.chances[2])
     spacing = torch.tensor(grid.spacing_mm).to(device, non_blocking=True)
@@ -162,26 +160,26 @@ class LearnedGenerator:
 
     @torch.no_grad()
     def __call__(self, region: Region, texture: Texture, look: Look) -> Volume:
-        """Draw a lesion."""
-        grid = make_grid(region, self.spacing_mm, MULTIPLES[self.card.kind])
+        """Render a lesion."""
+        grid = make_grid(region, self.spacing_mm, SIDE_MULTIPLES[self.card.kind])
         # sides differ from lesion to lesion: a search for the fastest kernel would cost more than it saves
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            return _DRAW[self.card.kind](self, region, texture, look, grid)
+            return _RENDER[self.card.kind](self, region, texture, look, grid=grid)
 
 
-def _draw_lite(generator: LearnedGenerator, region: Region, texture: Texture, look: Look, grid: Grid) -> Volume:
+def _render_lite(generator: LearnedGenerator, region: Region, texture: Texture, look: Look, grid: Grid) -> Volume:
     base = texture_contrast(region, texture, look)
-    inputs = lite_inputs_over(base, region, look, grid, generator.card.window_hu)
+    inputs = lite_inputs_over(base, region, look, grid, window_hu=generator.card.window_hu)
     return base + from_grid(lite_residual(generator.network, inputs)[0, 0], region, grid)
 
 
-def _draw_freetumor(generator: LearnedGenerator, region: Region, texture: Texture, look: Look, grid: Grid) -> Volume:
+def _render_freetumor(generator: LearnedGenerator, region: Region, texture: Texture, look: Look, grid: Grid) -> Volume:
     card, inputs = generator.card, freetumor_inputs(region, look, grid, generator.card.window_hu)
-    contrast = freetumor_contrast(generator.network, inputs, card.sign, card.activation, generator.channel)
+    contrast = freetumor_contrast(generator.network, inputs, card.sign, card.activation, channel=generator.channel)
     return from_grid(contrast[0, 0], region, grid)
 
 
-_DRAW = {"lite": _draw_lite, "freetumor": _draw_freetumor}
+_RENDER = {"lite": _render_lite, "freetumor": _render_freetumor}
 
 
 def _run(network: nn.Module, *inputs: Tensor) -> Tensor:
@@ -189,7 +187,7 @@ def _run(network: nn.Module, *inputs: Tensor) -> Tensor:
 
 
 def _on_grid(region: Region, grid: Grid, *more: Volume) -> list[Float[Tensor, "u v w"]]:
-    """Give HU, further volumes, host and signed distance on the grid."""
+    """Return HU, further volumes, host and signed distance on the grid."""
     volumes = (region.hu, *more, region.host.float(), mean_of_subvoxels(region.distance_mm, region.subvoxels))
     return [to_grid(volume, region, grid) for volume in volumes]
 

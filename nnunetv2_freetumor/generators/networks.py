@@ -106,7 +106,7 @@ class FreeTumorNet(nn.Module):
         self.out_tr = OutStage(channels)
 
     def forward(self, image: Float[Tensor, "b 1 x y z"]) -> Float[Tensor, "b o x y z"]:
-        """Give the raw output; the image is the window scaled to 0..1, each side a multiple of 8."""
+        """Return the raw output; the image is the window scaled to 0..1, each side a multiple of 8."""
         level64 = self.down_tr64(image)
         level128 = self.down_tr128(functional.max_pool3d(level64, 2))
         level256 = self.down_tr256(functional.max_pool3d(level128, 2))
@@ -115,7 +115,7 @@ class FreeTumorNet(nn.Module):
         return self.out_tr(self.up_tr64(decoded, level64))
 
 
-class Block(nn.Module):
+class FilmBlock(nn.Module):
     """Two convolutions, each normalized voxel by voxel, the second modulated by the draw (FiLM, Perez et al. 2018)."""
 
     def __init__(self, inputs: int, outputs: int, look: int) -> None:
@@ -140,14 +140,18 @@ class LiteNet(nn.Module):
         super().__init__()
         low, middle, high = WIDTHS
         self.embed = nn.Sequential(nn.Linear(LOOK, 32), nn.LeakyReLU(_SLOPE), nn.Linear(32, 32))
-        self.enter, self.down, self.bottom = Block(INPUTS, low, 32), Block(low, middle, 32), Block(middle, high, 32)
-        self.up, self.leave = Block(high + middle, middle, 32), Block(middle + low, low, 32)
+        self.enter, self.down, self.bottom = (
+            FilmBlock(INPUTS, low, 32),
+            FilmBlock(low, middle, 32),
+            FilmBlock(middle, high, 32),
+        )
+        self.up, self.leave = FilmBlock(high + middle, middle, 32), FilmBlock(middle + low, low, 32)
         self.last = nn.Conv3d(low, 1, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
     def forward(self, inputs: Float[Tensor, "b 5 x y z"], look: Float[Tensor, "b 8"]) -> Float[Tensor, "b 1 x y z"]:
-        """Give the residual in HU, within +-40; each side a multiple of 4."""
+        """Return the residual in HU, within +-40; each side a multiple of 4."""
         embedded = self.embed(look)
         fine = self.enter(inputs, embedded)
         half = self.down(functional.avg_pool3d(fine, 2), embedded)

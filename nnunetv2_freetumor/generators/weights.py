@@ -17,23 +17,23 @@ from nnunetv2_freetumor.files.strict_json import read_as
 from nnunetv2_freetumor.generators.cards import Card
 from nnunetv2_freetumor.generators.networks import FreeTumorNet, LiteNet
 
-ENDING = ".safetensors"
+GENERATOR_ENDING = ".safetensors"
 ALIASES = {"lite": "lite_phantom"}  # short names of bundled generators
 _CARD = "card"  # the key in the header
 _RESULTS = "nnUNet_results"
 _CONVERT = "'nnUNetv2_freetumor generator convert OFFICIAL.pt -o FILE'"
 
 
-class Loaded(NamedTuple):
+class LoadedGenerator(NamedTuple):
     """A generator's network, in evaluation mode, and its card."""
 
     network: nn.Module
     card: Card
 
 
-def build_network(card: Card) -> nn.Module:
-    """Build the network that a card describes, with fresh weights."""
-    return FreeTumorNet(len(card.hosts)) if card.kind == "freetumor" else LiteNet()
+def build_network(kind: str, hosts: int) -> nn.Module:
+    """Build a network of a card's kind for a number of hosts, with fresh weights."""
+    return FreeTumorNet(hosts) if kind == "freetumor" else LiteNet()
 
 
 def save_generator(network: nn.Module, card: Card, path: str | Path) -> None:
@@ -57,7 +57,7 @@ def read_card(path: str | Path) -> Card:
     return _read(Path(path), weights=False)[0]
 
 
-def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Loaded:
+def load_generator(path: str | Path, device: str | torch.device = "cpu") -> LoadedGenerator:
     """Load a generator for use: evaluation mode, no gradients; the global random state stays as it is.
 
     Raises:
@@ -67,7 +67,7 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Load
     check_tensors(tensors, card, path)
     network = _outline(card).to_empty(device=device)
     network.load_state_dict(tensors)
-    return Loaded(network.eval().requires_grad_(False), card)
+    return LoadedGenerator(network.eval().requires_grad_(False), card)
 
 
 def check_tensors(tensors: Mapping[str, Tensor], card: Card, path: str | Path) -> None:
@@ -87,17 +87,17 @@ def check_tensors(tensors: Mapping[str, Tensor], card: Card, path: str | Path) -
     problems = {
         "lacks": [name for name in expected if name not in tensors],
         "has unknown": [name for name in tensors if name not in expected],
-        "has other shapes:": shapes,
-        "has no floating-point numbers in": [
+        "has wrong shapes:": shapes,
+        "has the wrong type of numbers in": [
             name for name in shared if expected[name].is_floating_point() != tensors[name].is_floating_point()
         ],
-        "holds NaN or infinite values in": [name for name in shared if not tensors[name].isfinite().all()],
+        "contains NaN or infinite values in": [name for name in shared if not tensors[name].isfinite().all()],
     }
     found = [f"it {problem} {_some(names)}" for problem, names in problems.items() if names]
     if found:
         raise ValueError(
-            f"{path} must hold the finite weights of {network}, but {'; '.join(found)}. Get the file again, or train "
-            "or convert the generator anew."
+            f"{path} must contain the weights of {network}, all finite, but {'; '.join(found)}. Copy or download the "
+            "file again, or train or convert the generator again."
         )
 
 
@@ -107,12 +107,12 @@ def parameter_count(card: Card) -> int:
 
 
 def bundled_folder() -> Path:
-    """Give the folder of the generators that come with this package."""
+    """Return the folder of the generators that come with this package."""
     return Path(__file__).parents[1] / "bundled"
 
 
 def installed_folder() -> Path:
-    """Give the folder of the installed generators, whether it exists or not.
+    """Return the folder of the installed generators, whether it exists or not.
 
     Raises:
         ValueError: nnU-Net's results folder is not set.
@@ -120,8 +120,9 @@ def installed_folder() -> Path:
     results = os.environ.get(_RESULTS)
     if not results:
         raise ValueError(
-            "Installed generators lie in $nnUNet_results/freetumor_generators, but the environment variable "
-            "nnUNet_results is not set. Set it as nnU-Net's installation guide says: export nnUNet_results=FOLDER."
+            "Generators are installed in $nnUNet_results/freetumor_generators, but the environment variable "
+            "nnUNet_results is not set. Set it as described in nnU-Net's installation guide: export "
+            "nnUNet_results=FOLDER."
         )
     return Path(results) / "freetumor_generators"
 
@@ -133,7 +134,7 @@ def find_generator(name_or_path: str | Path) -> Path:
         ValueError: there is none; the text lists what there is.
     """
     name = str(name_or_path)
-    if name.endswith(ENDING) or Path(name).name != name:
+    if name.endswith(GENERATOR_ENDING) or Path(name).name != name:
         if Path(name).is_file():
             return Path(name)
         raise ValueError(
@@ -145,7 +146,7 @@ def find_generator(name_or_path: str | Path) -> Path:
     if Path(name).is_file():
         return Path(name)
     raise ValueError(
-        f"There is no generator named '{name}'. Give a path to a {ENDING} file, or one of these: {_there()}."
+        f"There is no generator named '{name}'. Give a path to a {GENERATOR_ENDING} file, or one of these: {_there()}."
     )
 
 
@@ -157,12 +158,12 @@ def available() -> list[tuple[Path, Card | str]]:
 def _outline(card: Card) -> nn.Module:
     """Build the network without values: nothing is drawn, so the global random state stays as it is."""
     with torch.device("meta"):
-        return build_network(card)
+        return build_network(card.kind, len(card.hosts))
 
 
 def _read(path: Path, weights: bool) -> tuple[Card, dict[str, Tensor]]:
     if not path.is_file():
-        raise ValueError(f"There is no generator file {path}. Give the path of an existing {ENDING} file.")
+        raise ValueError(f"There is no generator file {path}. Give the path of an existing {GENERATOR_ENDING} file.")
     try:
         with safe_open(path, framework="pt") as file:
             card = _read_card(path, file.metadata() or {})
@@ -174,7 +175,7 @@ def _read(path: Path, weights: bool) -> tuple[Card, dict[str, Tensor]]:
 def _read_card(path: Path, metadata: Mapping[str, str]) -> Card:
     if _CARD not in metadata:
         raise ValueError(
-            f"{path} holds weights but no card in its header, so nothing says how to run them. If they are the "
+            f"{path} contains weights but no card in its header, so it is unknown how to run them. If these are the "
             f"authors' weights, convert their checkpoint: {_CONVERT}."
         )
     try:
@@ -183,7 +184,7 @@ def _read_card(path: Path, metadata: Mapping[str, str]) -> Card:
         reason = str(error).removeprefix("freetumor plans: ")
         raise ValueError(
             f"{path} has a card that this version cannot read: {reason} It may come from a newer version of this "
-            "package: update the package, or get the file again."
+            "package: update the package, or copy or download the file again."
         ) from error
 
 
@@ -192,8 +193,8 @@ def _not_safetensors(path: Path, error: SafetensorError) -> str:
         start = file.read(9)
     if start.startswith((b"PK", b"\x80")) and start[8:] != b"{":
         return (
-            f"{path} is a pickle, as torch.save writes it, and not a safetensors file. A pickle can run code, so it "
-            f"was refused and nothing of it was executed. Convert an official checkpoint: {_CONVERT}."
+            f"{path} is a pickle, as written by torch.save, not a safetensors file. A pickle can run code, so it was "
+            f"rejected and nothing in it was executed. Convert an official checkpoint: {_CONVERT}."
         )
     if start[8:] == b"{":
         return f"{path} is truncated or damaged ({error}). Copy or download it again."
@@ -207,7 +208,7 @@ def _some(names: list[str]) -> str:
 
 def _files() -> list[Path]:
     folders = [installed_folder()] if os.environ.get(_RESULTS) else []
-    return [file for folder in [*folders, bundled_folder()] for file in sorted(folder.glob(f"*{ENDING}"))]
+    return [file for folder in [*folders, bundled_folder()] for file in sorted(folder.glob(f"*{GENERATOR_ENDING}"))]
 
 
 def _card_or_error(file: Path) -> Card | str:

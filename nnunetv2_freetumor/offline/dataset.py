@@ -18,6 +18,7 @@ from nnunetv2_freetumor.offline.orders import Orders, Wish
 from nnunetv2_freetumor.offline.sources import Sources, from_dataset, from_folders
 from nnunetv2_freetumor.training import synthetic_splits
 from nnunetv2_freetumor.training.device import choose_device
+from nnunetv2_freetumor.training.synthetic_splits import SPLITS_FILE
 
 REPORT = "report.json"  # in the new dataset
 
@@ -149,13 +150,13 @@ def _finish(sources: Sources, orders: Orders, folder: Path, splits_at: Sequence[
     cases.write_json(sources.dataset_json | {"numTraining": len(real) + len(made)}, folder / "dataset.json")
     bare = [str(fold) for fold, split in enumerate(splits) if set(split["val"]) & orders.seen]
     lines = [
-        f"{folder}: {len(made)} synthetic and {len(real)} real case(s); {synthetic_splits.SPLITS_FILE} keeps synthetic ones "
+        f"{folder}: {len(made)} synthetic and {len(real)} real case(s); {SPLITS_FILE} keeps synthetic ones "
         "out of validation."
     ]
     if not any(split["val"] for split in splits):
         lines.append(
             "There are too few real labeled cases to validate on: train fold 'all', or add real cases to imagesTr, "
-            f"labelsTr and {synthetic_splits.SPLITS_FILE}. Numbered folds have an empty validation set and do not train."
+            f"labelsTr and {SPLITS_FILE}. Numbered folds have an empty validation set and do not train."
         )
     elif bare and made:
         lines.append(

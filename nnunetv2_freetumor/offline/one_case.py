@@ -54,7 +54,7 @@ def synthesize_case(
     ct, labels = cases.read_case(image), cases.read_label(label)
     cases.check_same_geometry(ct, labels)
     if choices[0].path is not None:
-        print(*choice.describe(choices), sep="\n")
+        print(*choice.choice_lines(choices), sep="\n")
     planting = plant(ct, labels, section, lesions, chosen, drawing)
     record = {
         "version": __version__,

@@ -67,7 +67,7 @@ def make_orders(sources: Sources, folder: Path, wish: Wish) -> Orders:
     ]
     cards = [read_card(path) for path in {choice.path for choice in choices} if path is not None]
     seen = {case for card in cards if card.dataset == sources.dataset for case in card.training_cases}
-    return Orders(orders, settings, generator_choice.describe(choices), seen)
+    return Orders(orders, settings, generator_choice.choice_lines(choices), seen)
 
 
 def _order(

@@ -13,7 +13,7 @@ from nnunetv2_freetumor import intensity
 from nnunetv2_freetumor.files.cases import check_writable
 from nnunetv2_freetumor.generators import choice as generator_choice
 from nnunetv2_freetumor.generators.choice import Choice
-from nnunetv2_freetumor.pages.sheets import FIELD_OF_VIEW_MM, Picture, lesion_sheet, pictures_of
+from nnunetv2_freetumor.pages.sheets import FIELD_OF_VIEW_BOUNDS_MM, Picture, lesion_sheet, pictures_of, upright
 from nnunetv2_freetumor.plan import Section, always_planting
 from nnunetv2_freetumor.planning import section as planning
 from nnunetv2_freetumor.planning.clip_window import preprocess_command
@@ -58,7 +58,7 @@ def preview_command(
         raise ValueError(f"{data} holds no preprocessed cases. Make them with\n{command}")
     section = always_planting(planning.section_for_training(plans, dataset_json))
     chosen = generator_choice.choose_generators(section, plans, configuration, None, [])
-    print(*generator_choice.describe(chosen), sep="\n")
+    print(*generator_choice.choice_lines(chosen), sep="\n")
     pictures = _pictures(data, settings, _synthesizer(settings, section, plans, chosen), plans, count, seed)
     if not pictures:
         raise ValueError(f"No lesion found a place in the cases of {data}. Are their hosts labeled, and large enough?")
@@ -111,7 +111,7 @@ def _patch(cases: Any, case: str, settings: ConfigurationManager, section: Secti
     center = chance.choice(found[chance.integers(len(found))])[1:] if found else chance.integers(shape)
     start = np.clip(center - np.array(settings.patch_size) // 2, 0, np.maximum(shape - settings.patch_size, 0))
     stop = np.minimum(start + settings.patch_size, shape)
-    margin = np.ceil(FIELD_OF_VIEW_MM[1] / 2 / np.array(settings.spacing)).astype(int)
+    margin = np.ceil(FIELD_OF_VIEW_BOUNDS_MM[1] / 2 / np.array(settings.spacing)).astype(int)
     outer_start = np.maximum(start - margin, 0)
     outer = (0, *map(slice, outer_start, np.minimum(stop + margin, shape)))
     inner = tuple(map(slice, start - outer_start, stop - outer_start))
@@ -140,4 +140,4 @@ def _plant(
     pictures = pictures_of(change, aims, synthesizer.spacing_mm)
     if patch.direction is None:
         return pictures
-    return [picture.upright(patch.direction, transpose_forward) for picture in pictures]
+    return [picture.turned(upright(patch.direction, transpose_forward)) for picture in pictures]

@@ -15,8 +15,9 @@ from nnunetv2_freetumor.files.cases import ENDINGS, case_name
 from nnunetv2_freetumor.files.synthetic_names import is_synthetic
 from nnunetv2_freetumor.offline import one_case
 from nnunetv2_freetumor.offline.case import Source
-from nnunetv2_freetumor.plan import SECTION, Section, Target, always_planting, check_origin, read_section
+from nnunetv2_freetumor.plan import SECTION, Section, Target, always_planting, read_section
 from nnunetv2_freetumor.planning import section as planning
+from nnunetv2_freetumor.planning.section import check_origin
 from nnunetv2_freetumor.training.synthetic_splits import Splits, read_splits
 
 _RAW = "nnUNet_raw"

@@ -33,7 +33,7 @@ def save_page(title: str, parts: Sequence[str], path: Path) -> Path:
     return path
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Write a table of texts; all columns but the first hold numbers."""
 
     def line(tag: str, cells: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """Pictures people look at: planted lesions beside what was there before.
 
 Arrays are HU with axes (z y x). The first axis points up in the second and third plane, as radiologists hang them, once
-`Picture.upright` has turned the arrays the way the patient lies.
+`upright` has turned the arrays the way the patient lies.
 """
 
 from collections.abc import Sequence
@@ -24,46 +24,66 @@ STAGES = ("before", "after", "mask")
 LUNG_WINDOW_HU = (-1350.0, 150.0)  # W 1500 L -600
 LUNG_BELOW_HU = -400.0
 SOFT_TISSUE_WIDTH_HU = 350.0
-FIELD_OF_VIEW_MM = (70.0, 200.0)  # of a picture: three diameters, within these bounds
+FIELD_OF_VIEW_BOUNDS_MM = (70.0, 200.0)  # of a picture: three diameters, within these bounds
 MOST_ROWS = 8
-PANEL, GAP, CAPTION, TITLE = 1.75, 0.04, 0.28, 0.32  # inches
+VIEW_INCHES, _GAP, _CAPTION, _TITLE = 1.75, 0.04, 0.28, 0.32  # inches
 BACKGROUND, TEXT, OUTLINE = "#101010", "#e8e8e8", "#ffb000"
 HALO = [Stroke(linewidth=2, foreground=BACKGROUND), Normal()]  # keeps letters legible on bright tissue
 BAR_HALO = [Stroke(linewidth=4, foreground=BACKGROUND), Normal()]
-SIZE_COLORS = ("#56b4e9", "#009e73", "#e69f00", "#cc79a7")
+SIZE_CLASS_COLORS = ("#56b4e9", "#009e73", "#e69f00", "#cc79a7")
 
 
-class Picture(NamedTuple):
-    """One lesion before and after; the arrays share one shape."""
+class Views(NamedTuple):
+    """A volume before and after; the arrays share one shape."""
 
     before_hu: np.ndarray
     after_hu: np.ndarray
     mask: np.ndarray  # what gets the outline
-    center: tuple[float, ...]  # voxel index
     spacing_mm: tuple[float, ...]
+    planes: tuple[str, str, str] = ARRAY_PLANES
+
+    def turned(self, turn: "Turn") -> "Views":
+        """Turn the arrays upright, and name the planes as radiologists do."""
+        before_hu, after_hu, mask = (np.flip(array.transpose(turn.order), turn.flips) for array in self[:3])
+        spacing_mm = tuple(self.spacing_mm[axis] for axis in turn.order)
+        return Views(before_hu, after_hu, mask, spacing_mm, ANATOMICAL_PLANES)
+
+
+class Turn(NamedTuple):
+    """How array axes are reordered and flipped to point to superior, posterior and left."""
+
+    order: tuple[int, ...]
+    flips: tuple[int, ...]  # of the reordered axes
+
+
+def upright(direction: Sequence[float], transpose_forward: Sequence[int] = (0, 1, 2)) -> Turn:
+    """Find the turn that hangs arrays as radiologists do.
+
+    `direction` is SimpleITK's; the plans' `transpose_forward` names the axis of (z y x) behind each array axis.
+    """
+    columns = [2 - axis for axis in transpose_forward]
+    axes_in_patient = np.reshape(direction, (3, 3))[::-1, columns]  # rows superior, posterior, left
+    _, order = linear_sum_assignment(-np.abs(axes_in_patient))
+    flips = tuple(k for k in range(3) if axes_in_patient[k, order[k]] < 0)
+    return Turn(tuple(order.tolist()), flips)
+
+
+class Picture(NamedTuple):
+    """One lesion in a volume before and after."""
+
+    views: Views
+    center: tuple[float, ...]  # voxel index
     diameter_mm: float
     host_hu: float  # median of the host; sets the window
     caption: str
-    planes: tuple[str, str, str] = ARRAY_PLANES
 
-    def upright(self, direction: Sequence[float], transpose_forward: Sequence[int] = (0, 1, 2)) -> "Picture":
-        """Turn the arrays to superior, posterior and left as their axes' directions, and name the planes.
-
-        `direction` is SimpleITK's; the plans' `transpose_forward` names the axis of (z y x) behind each array axis.
-        """
-        columns = [2 - axis for axis in transpose_forward]
-        axes_in_patient = np.reshape(direction, (3, 3))[::-1, columns]  # rows superior, posterior, left
-        _, order = linear_sum_assignment(-np.abs(axes_in_patient))
-        flips = tuple(k for k in range(3) if axes_in_patient[k, order[k]] < 0)
-        shape = self.mask.shape
-        return self._replace(
-            before_hu=np.flip(self.before_hu.transpose(order), flips),
-            after_hu=np.flip(self.after_hu.transpose(order), flips),
-            mask=np.flip(self.mask.transpose(order), flips),
-            center=tuple(shape[a] - 1 - self.center[a] if k in flips else self.center[a] for k, a in enumerate(order)),
-            spacing_mm=tuple(self.spacing_mm[axis] for axis in order),
-            planes=ANATOMICAL_PLANES,
+    def turned(self, turn: Turn) -> "Picture":
+        """Turn the arrays upright, and the lesion's center with them."""
+        last = [size - 1 for size in self.views.mask.shape]
+        center = tuple(
+            last[a] - self.center[a] if k in turn.flips else self.center[a] for k, a in enumerate(turn.order)
         )
+        return self._replace(views=self.views.turned(turn), center=center)
 
 
 def window_hu(host_hu: float) -> tuple[float, float]:
@@ -75,31 +95,29 @@ def window_hu(host_hu: float) -> tuple[float, float]:
 
 
 def lesion_sheet(pictures: Sequence[Picture], path: str | Path, title: str = "") -> None:
-    """Draw a row per lesion: before, after, and after with the outline, in three planes through its center."""
-    height = TITLE + len(pictures) * (CAPTION + PANEL + GAP)
-    figure = Figure(figsize=(9 * PANEL + 12 * GAP, height), facecolor=BACKGROUND)
-    figure.text(GAP / 9 / PANEL, 1 - TITLE / 2 / height, title, color=TEXT, fontsize=11, va="center")
+    """Plot a row per lesion: before, after, and after with the outline, in three planes through its center."""
+    height = _TITLE + len(pictures) * (_CAPTION + VIEW_INCHES + _GAP)
+    figure = Figure(figsize=(9 * VIEW_INCHES + 12 * _GAP, height), facecolor=BACKGROUND)
+    figure.text(_GAP / 9 / VIEW_INCHES, 1 - _TITLE / 2 / height, title, color=TEXT, fontsize=11, va="center")
     for row, picture in enumerate(pictures):
-        top = height - TITLE - row * (CAPTION + PANEL + GAP)
+        top = height - _TITLE - row * (_CAPTION + VIEW_INCHES + _GAP)
         low, high = window_hu(picture.host_hu)
         caption = f"{picture.caption}   window {low:.0f}..{high:.0f} HU"
-        figure.text(GAP / 9 / PANEL, (top - CAPTION / 2) / height, caption, color=TEXT, fontsize=9, va="center")
+        figure.text(_GAP / 9 / VIEW_INCHES, (top - _CAPTION / 2) / height, caption, color=TEXT, fontsize=9, va="center")
         for column in range(9):
-            left = GAP + column * (PANEL + GAP) + column // 3 * GAP
-            axes = _add_axes(figure, left, top - CAPTION - PANEL)
-            _draw_plane(axes, picture, column // 3, STAGES[column % 3])
+            left = _GAP + column * (VIEW_INCHES + _GAP) + column // 3 * _GAP
+            axes = _add_axes(figure, left, top - _CAPTION - VIEW_INCHES)
+            _plot_plane(axes, picture, column // 3, STAGES[column % 3])
     save_figure(figure, path)
 
 
 def pictures_of(change: BeforeAfter, aims: Sequence[Aim], spacing_mm: Sequence[float]) -> list[Picture]:
     """Measure the lesions planted into one volume and make a picture of each."""
+    views = Views(change.before_hu, change.after_hu, change.mask, tuple(spacing_mm))
     return [
         Picture(
-            before_hu=change.before_hu,
-            after_hu=change.after_hu,
-            mask=change.mask,
+            views=views,
             center=lesion.center,
-            spacing_mm=tuple(spacing_mm),
             diameter_mm=lesion.diameter_mm,
             host_hu=lesion.host_hu,
             caption=f"{lesion.name}   {lesion.diameter_mm:.1f} mm   {lesion.contrast_hu:+.0f} HU",
@@ -110,52 +128,55 @@ def pictures_of(change: BeforeAfter, aims: Sequence[Aim], spacing_mm: Sequence[f
 
 def _add_axes(figure: Figure, left: float, bottom: float) -> Axes:
     width, height = figure.get_size_inches()
-    axes = figure.add_axes((left / width, bottom / height, PANEL / width, PANEL / height), facecolor="black")
+    axes = figure.add_axes(
+        (left / width, bottom / height, VIEW_INCHES / width, VIEW_INCHES / height), facecolor="black"
+    )
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_visible(False)
     return axes
 
 
-def _draw_plane(axes: Axes, picture: Picture, axis: int, stage: str) -> None:
+def _plot_plane(axes: Axes, picture: Picture, axis: int, stage: str) -> None:
     down, across = (other for other in range(3) if other != axis)
-    half_mm = float(np.clip(3 * picture.diameter_mm, *FIELD_OF_VIEW_MM)) / 2
+    half_mm = float(np.clip(3 * picture.diameter_mm, *FIELD_OF_VIEW_BOUNDS_MM)) / 2
     axes.set(xlim=(-half_mm, half_mm), ylim=(half_mm, -half_mm) if axis == 0 else (-half_mm, half_mm))
     boxes = [_near(picture, a, half_mm) for a in range(3)]
     index = round(picture.center[axis])
     cut = tuple(index if a == axis else slice(*boxes[a]) for a in range(3))
-    volume = picture.before_hu if stage == "before" else picture.after_hu
+    views = picture.views
+    volume = views.before_hu if stage == "before" else views.after_hu
     low, high = window_hu(picture.host_hu)
     (top, bottom), (left, right) = (_edges_mm(picture, a, boxes[a]) for a in (down, across))
     axes.imshow(
         volume[cut], cmap="gray", vmin=low, vmax=high, extent=(left, right, bottom, top), interpolation="bilinear",
         aspect="equal", origin="upper",
     )  # fmt: skip
-    if stage == "mask" and min(picture.mask[cut].shape) > 1 and picture.mask[cut].any():
+    if stage == "mask" and min(views.mask[cut].shape) > 1 and views.mask[cut].any():
         x_mm, y_mm = (_centers_mm(picture, a, boxes[a]) for a in (across, down))
-        axes.contour(x_mm, y_mm, picture.mask[cut].astype(float), levels=[0.5], colors=OUTLINE, linewidths=0.9)
-    write_on(axes, 0.02, 0.95, f"{picture.planes[axis]}, {stage}")
+        axes.contour(x_mm, y_mm, views.mask[cut].astype(float), levels=[0.5], colors=OUTLINE, linewidths=0.9)
+    write_on(axes, 0.02, 0.95, f"{views.planes[axis]}, {stage}")
     if stage == "before":
         scale_bar(axes, half_mm)
 
 
 def _near(picture: Picture, axis: int, half_mm: float) -> tuple[int, int]:
-    reach = half_mm / picture.spacing_mm[axis] + 1
+    reach = half_mm / picture.views.spacing_mm[axis] + 1
     center = picture.center[axis]
-    return max(0, int(center - reach)), min(picture.before_hu.shape[axis], int(center + reach) + 2)
+    return max(0, int(center - reach)), min(picture.views.before_hu.shape[axis], int(center + reach) + 2)
 
 
 def _edges_mm(picture: Picture, axis: int, box: tuple[int, int]) -> tuple[float, float]:
-    start, stop = ((edge - 0.5 - picture.center[axis]) * picture.spacing_mm[axis] for edge in box)
+    start, stop = ((edge - 0.5 - picture.center[axis]) * picture.views.spacing_mm[axis] for edge in box)
     return start, stop
 
 
 def _centers_mm(picture: Picture, axis: int, box: tuple[int, int]) -> np.ndarray:
-    return (np.arange(*box) - picture.center[axis]) * picture.spacing_mm[axis]
+    return (np.arange(*box) - picture.center[axis]) * picture.views.spacing_mm[axis]
 
 
 def scale_bar(axes: Axes, half_mm: float) -> None:
-    """Draw a bar into the lower left corner of a square picture with half of this side length."""
+    """Plot a bar into the lower left corner of a square picture with half of this side length."""
     length_mm = 20 if half_mm < 60 else 50
     left, level = 0.05, 0.06
     right = left + length_mm / (2 * half_mm)

@@ -1,4 +1,4 @@
-"""The tumor fingerprint of a dataset: measure the training cases, summarize_tumors, and keep the result beside the plans."""
+"""The tumor fingerprint of a dataset: measure the training cases, summarize, and keep the result beside the plans."""
 
 import hashlib
 import json
@@ -206,7 +206,8 @@ def _compare_places(case: CaseFiles, image: dict[str, Any], label: dict[str, Any
     for reader in ("sitk_stuff", "nibabel_stuff"):
         for name, value in image.get(reader, {}).items():
             if not np.allclose(value, label[reader][name], atol=1e-2):
-                return f"{case.images[0]} and {case.label} differ in {name}; they are compared voxel by voxel, as nnU-Net does."
+                note = "they are compared voxel by voxel, as nnU-Net does"
+                return f"{case.images[0]} and {case.label} differ in {name}; {note}."
     return None
 
 

@@ -16,7 +16,14 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_freetumor import priors
 from nnunetv2_freetumor.files.cases import write_json
-from nnunetv2_freetumor.plan import SECTION, Section, Target, check_origin, plans_hash, read_section, to_json
+from nnunetv2_freetumor.plan import (
+    SECTION,
+    Section,
+    Target,
+    plans_hash,
+    read_section,
+    to_json,
+)
 from nnunetv2_freetumor.planning import clip_window, fingerprint, report, roles
 from nnunetv2_freetumor.planning.measured_prior import with_measurements
 
@@ -220,3 +227,22 @@ def _environment_folder(name: str) -> Path:
     if not value:
         raise ValueError(f"{name} is not set, and nnU-Net needs it: export {name}=/your/folder/{name}")
     return Path(value)
+
+
+def check_origin(section: Section, plans: dict[str, Any], dataset_json: dict[str, Any]) -> None:
+    """Refuse a section that was made for other labels or other plans.
+
+    Raises:
+        ValueError: names what differs and the command that makes a new section.
+    """
+    way_out = f"Run 'nnUNetv2_freetumor plan -d {plans['dataset_name']} -p {plans['plans_name']}' to recreate it."
+    if section.labels != dataset_json["labels"]:
+        raise ValueError(
+            f"The plans' freetumor section was made for the labels {section.labels}, but dataset.json has "
+            f"{dataset_json['labels']}. {way_out}"
+        )
+    if section.plans_hash != plans_hash(plans):
+        raise ValueError(
+            "The plans' freetumor section was made for other plans (spacing, axis order, patch size or intensity "
+            f"properties differ). {way_out}"
+        )

@@ -15,8 +15,9 @@ from nnunetv2.utilities.utils import (
 from nnunetv2_freetumor.cluster.reports import EARLIER, CaseReport, exit_code, summary_lines, write_reports
 from nnunetv2_freetumor.cluster.run import check_cluster, run_cases
 from nnunetv2_freetumor.files.hashes import labeled_contents
-from nnunetv2_freetumor.plan import SECTION, check_origin, read_section
+from nnunetv2_freetumor.plan import SECTION, read_section
 from nnunetv2_freetumor.planning import section
+from nnunetv2_freetumor.planning.section import check_origin
 from nnunetv2_freetumor.pool import options, store
 from nnunetv2_freetumor.pool.case import MarkOrder, add_case, is_marked, mark_case
 from nnunetv2_freetumor.pool.images import duplicate_of, find_images

@@ -70,40 +70,40 @@ class PoolMixin(nnUNetTrainer):
 
     loss: Any
     label_manager: Any
-    _pool: Pool | None = None
+    pool: Pool | None = None
     _trying_loss = False
 
     def on_train_start(self) -> None:
         """Open the pool and prepare the loss for it, then let nnU-Net start its loaders."""
         if not self.was_initialized:
             self.initialize()
-        self._pool = self._open_pool()
-        if self._pool is not None and self.loss is not None and not self.label_manager.has_ignore_label:
+        self.pool = self._open_pool()
+        if self.pool is not None and self.loss is not None and not self.label_manager.has_ignore_label:
             self.loss = self._loss_with_ignore()
         super().on_train_start()
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
         """Let regions keep the ignored voxels of the pool in a channel of their own, as nnU-Net does."""
-        if self._pool is not None:
+        if self.pool is not None:
             kwargs["ignore_label"] = ignore_value(self.dataset_json)
         return super().get_training_transforms(*args, **kwargs)
 
     def get_tr_and_val_datasets(self) -> Any:
         """Get nnU-Net's data sets, the pool added to that for training."""
         training, validation = super().get_tr_and_val_datasets()
-        if self._pool is None:
+        if self.pool is None:
             return training, validation
-        check_compared(self._pool.folder, [*training.identifiers, *validation.identifiers])
+        check_compared(self.pool.folder, [*training.identifiers, *validation.identifiers])
         wanted = self._share_setting()
         joined = WithPool(
             training,
-            self._pool,
-            default_share(len(training.identifiers), len(self._pool.cases)) if wanted is None else wanted,
+            self.pool,
+            default_share(len(training.identifiers), len(self.pool.cases)) if wanted is None else wanted,
         )
         origin = "default: share of all cases, at most a half" if wanted is None else "unlabeled_share"
-        counts = ", ".join(f"{name}: {value:.10g}" for name, value in sorted(self._pool.counts.items()))
+        counts = ", ".join(f"{name}: {value:.10g}" for name, value in sorted(self.pool.counts.items()))
         self.print_to_log_file(
-            f"FreeTumor: {len(self._pool.cases)} unlabeled cases beside {len(training.identifiers)} labeled ones; "
+            f"FreeTumor: {len(self.pool.cases)} unlabeled cases beside {len(training.identifiers)} labeled ones; "
             f"{100 * joined.share:.1f} % of the samples come from them ({origin}); taken out of host and loss there: "
             f"{counts or 'nothing'}"
         )

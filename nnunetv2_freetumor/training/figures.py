@@ -14,7 +14,7 @@ from torch import Tensor
 from nnunetv2_freetumor.intensity import Intensity
 from nnunetv2_freetumor.pages.sheets import (
     MOST_ROWS,
-    SIZE_COLORS,
+    SIZE_CLASS_COLORS,
     lesion_sheet,
     pictures_of,
     save_figure,
@@ -60,7 +60,7 @@ def counts_curve(history: Mapping[str, Sequence[float]], path: str | Path) -> No
     for name, color in (("eligible", "#999999"), ("planted", "#0072b2"), *([("rejected", "#d55e00")] * judged)):
         samples.plot(range(len(history[name])), history[name], marker=".", color=color, label=name)
     floor = np.zeros(len(history["planted"]))
-    for name, color in zip(SIZE_NAMES, SIZE_COLORS):
+    for name, color in zip(SIZE_NAMES, SIZE_CLASS_COLORS):
         sizes.bar(range(len(floor)), np.nan_to_num(history[name]), bottom=floor, width=1.0, color=color, label=name)
         floor = floor + np.nan_to_num(history[name])
     for axes in shares:
@@ -78,7 +78,7 @@ def counts_curve(history: Mapping[str, Sequence[float]], path: str | Path) -> No
 
 
 def _draw_accepted(axes: Axes, history: Mapping[str, Sequence[float]]) -> None:
-    for name, color, accepted, judged in zip(SIZE_NAMES, SIZE_COLORS, ACCEPTED, JUDGED):
+    for name, color, accepted, judged in zip(SIZE_NAMES, SIZE_CLASS_COLORS, ACCEPTED, JUDGED):
         epochs = np.asarray(history[judged], dtype=float)
         share = np.divide(history[accepted], epochs, out=np.full(len(epochs), np.nan), where=epochs > 0)
         if np.isfinite(share).any():

@@ -74,20 +74,20 @@ class JudgeGate:
     def __call__(self, image: Float[Tensor, "b 1 x y z"], proposals: list[Proposal]) -> list[Verdict]:
         """Judge lesions that were planted into these z-scores."""
         tested = [proposal for proposal in proposals if self.channels[proposal.site.target] is not None]
-        windows = [self.window(proposal.site, image.shape[2:]) for proposal in tested]
+        windows = [self.window_around(proposal.site, image.shape[2:]) for proposal in tested]
         unique = list(dict.fromkeys(windows))
         together = max(self.together, 2 if image.device.type == "cpu" else 1)
         outputs: dict[View, Tensor] = {}
         for first in range(0, len(unique), together):
             chunk = unique[first : first + together]
-            outputs |= zip(chunk, self._look(torch.cat([self._cut(image, window) for window in chunk])))
+            outputs |= zip(chunk, self._look(torch.cat([self.cut(image, window) for window in chunk])))
         verdicts = iter([self._judge(*pair, outputs[pair[1]]) for pair in zip(tested, windows)])
         return [
             untested(image.device) if self.channels[proposal.site.target] is None else next(verdicts)
             for proposal in proposals
         ]
 
-    def window(self, site: Site, shape: Sequence[int]) -> View:
+    def window_around(self, site: Site, shape: Sequence[int]) -> View:
         """Lay the window around a lesion and move it into the patch."""
         start = []
         for center, size, patch, ratio in zip(site.center, shape, self.segmenter.patch_size, self._ratio):
@@ -96,13 +96,18 @@ class JudgeGate:
             start.append(math.floor(first))
         return View(site.sample, (start[0], start[1], start[2]))
 
-    def _cut(self, image: Float[Tensor, "b 1 x y z"], window: View) -> Float[Tensor, "1 1 px py pz"]:
+    def cut(self, image: Float[Tensor, "b 1 x y z"], window: View) -> Float[Tensor, "1 1 px py pz"]:
+        """Cut a window out of a batch of z-scores, in the segmenter's own z-scores and at its own spacing."""
         z = image[window.sample : window.sample + 1].float()
         if self.intensity != self.segmenter.intensity:
             z = self.segmenter.intensity.to_z(self.intensity.to_hu(z))
+        return self.read(z, window)
+
+    def read(self, volume: Float[Tensor, "1 1 x y z"], window: View) -> Float[Tensor, "1 1 px py pz"]:
+        """Read a window of a volume at the segmenter's spacing, with zeros beyond the volume."""
         if all(r == 1 for r in self._ratio):
-            return crop_and_pad_nd(z, window.bounds(self.segmenter.patch_size))
-        return read_view(z, window.start, self._ratio, self.segmenter.patch_size)
+            return crop_and_pad_nd(volume, window.bounds(self.segmenter.patch_size))
+        return read_view(volume, window.start, self._ratio, self.segmenter.patch_size)
 
     def _look(self, z: Float[Tensor, "b 1 px py pz"]) -> list[Tensor]:
         """Mark each window's tumors, (t px py pz) with the tested targets' outputs in rising order."""

@@ -14,7 +14,7 @@ from torch import distributed as dist
 
 from nnunetv2_freetumor import plan
 from nnunetv2_freetumor.files.cases import write_json
-from nnunetv2_freetumor.generators.choice import Choice, choose_generators, describe
+from nnunetv2_freetumor.generators.choice import Choice, choice_lines, choose_generators
 from nnunetv2_freetumor.plan import Section
 from nnunetv2_freetumor.planning import clip_window
 from nnunetv2_freetumor.planning.section import check_configuration, section_for_training
@@ -52,7 +52,7 @@ def settle(section: Section, trainer: nnUNetTrainer) -> Chosen:
         gate = resolve_judge(section, trainer)
         if trainer.local_rank == 0:
             write_json(_to_json(generators, gate), record)
-    trainer.print_to_log_file("\n".join(describe(generators)))
+    trainer.print_to_log_file("\n".join(choice_lines(generators)))
     return Chosen(generators, gate)
 
 

@@ -59,8 +59,8 @@ def check_place(preprocessed: Path) -> None:
     splits = read_splits(preprocessed)
     if splits and not any(is_synthetic(case) for split in splits for case in split["train"]):
         raise ValueError(
-            f"{preprocessed}/{SPLITS_FILE} is there already and knows no synthetic case, so that nnU-Net would not use them "
-            "as it should. Choose another dataset number with -o, or move that file away."
+            f"{preprocessed}/{SPLITS_FILE} exists and lists no synthetic case, so nnU-Net would not use "
+            "the synthetic cases as intended. Choose another dataset number with -o, or move that file away."
         )
 
 
@@ -104,7 +104,7 @@ def check_split(training: Collection[str], validation: Collection[str], fold: in
     """
     if fold == "all":
         return
-    fix = f"Copy {SPLITS_FILE} from the raw dataset into the preprocessed one; folds that it does not hold cannot be trained."
+    fix = f"Copy {SPLITS_FILE} from the raw dataset into the preprocessed one; only its folds can be trained."
     if found := [case for case in validation if is_synthetic(case)]:
         raise ValueError(f"Fold {fold} would be validated on {len(found)} synthetic case(s) ({found[0]} ...). {fix}")
     if found := [case for case in training if is_synthetic(case) and source_of(case) in validation]:

@@ -303,7 +303,7 @@ def model(folders, monkeypatch):
 def test_validation_predictions_are_scored_beside_summary_json(model, capsys):
     text = lesion_evaluation.evaluate_validation(model / "fold_0", model / "ref")
     assert (model / "fold_0/validation/freetumor_evaluation/evaluation.json").is_file()
-    assert text.startswith("FreeTumor: validation, lesion by lesion\ntumor (label 2 in label 1): 2 lesions in 2 scans")
+    assert text.startswith("FreeTumor: lesion-level evaluation of the validation cases\ntumor (label 2 in label 1): 2 lesions in 2 scans")
 
 
 def test_a_label_free_set_is_scored_for_its_false_alarms(tmp_path):
@@ -317,7 +317,7 @@ def test_a_label_free_set_is_scored_for_its_false_alarms(tmp_path):
 def test_what_cannot_be_scored_after_training_is_told_with_the_command_that_repeats_it(model, capsys):
     (model / "dataset.json").unlink()
     text = lesion_evaluation.evaluate_validation(model / "fold_0", model / "ref")
-    assert text.startswith("WARNING: FreeTumor: the validation predictions were not scored lesion by lesion: There is")
+    assert text.startswith("WARNING: FreeTumor: the validation predictions were not scored at lesion level: There is")
     program, *words = shlex.split(text.splitlines()[-1])
     assert program == "nnUNetv2_freetumor"
     options = vars(cli.build_parser().parse_args(words))

@@ -68,7 +68,7 @@ def test_nan_and_infinite_voxels_are_refused(tmp_path, value):
     case.array[1, 2, 3] = value
     write_case(case, case.path)
     with pytest.raises(
-        ValueError, match=r"bad_0000.nii.gz holds 1 NaN or infinite voxels, the first at .* = \(1, 2, 3\)"
+        ValueError, match=r"bad_0000.nii.gz contains 1 NaN or infinite voxels, the first at .* = \(1, 2, 3\)"
     ):
         read_case(case.path)
 
@@ -116,7 +116,7 @@ def test_label_numbers_must_be_whole(tmp_path):
     label.array[0, 0, :2] = 0.5
     write_case(label, label.path)
     with pytest.raises(
-        ValueError, match="label.nii.gz must hold whole label numbers, but 2 voxels are fractions.* 0.5"
+        ValueError, match="label.nii.gz must contain integer labels, but 2 voxels have fractional values.* 0.5"
     ):
         read_label(label.path)
 
@@ -178,5 +178,5 @@ def test_an_output_folder_is_made_before_any_work(tmp_path):
 
 def test_an_output_folder_that_cannot_be_written_to_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"output folder .*file/folder cannot be written to \(.+\). Choose another"):
+    with pytest.raises(ValueError, match=r"output folder .*file/folder is not writable \(.+\). Choose another"):
         check_writable(tmp_path / "file" / "folder")

@@ -98,6 +98,16 @@ def test_lesions_may_change_the_organ_and_their_own_surroundings_only(two_organs
         assert not allowed[inputs.host == 0].any() and (allowed[inputs.distance > 5.0] < 0.5).all()
 
 
+def test_parts_of_a_real_lesion_that_touch_at_a_corner_are_one_lesion(organ_phantom):
+    label, section = organ_phantom.label.clone(), make_section()
+    label[label == 2] = 1
+    label[..., 18:21, 26:29, 18:21] = label[..., 21:24, 29:32, 21:24] = 2
+    host = label[:, 0:1] == 1
+    cutter, rng = Cutter(RECIPE, FRAME, organ_phantom.spacing_mm, 0), torch.Generator().manual_seed(0)
+    (windows,) = cutter.real(organ_phantom.image, label, [host], section.targets, rng)
+    assert len(windows) == 1
+
+
 def test_the_judge_has_no_say_before_its_time(two_organs, organ_phantom, monkeypatch):
     judge = make_judge(channels=(2, 2))
     monkeypatch.setattr(judge, "loss", lambda image, lesions, contrast_hu: contrast_hu.mean())

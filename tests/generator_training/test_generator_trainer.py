@@ -32,7 +32,7 @@ def make(make_trainer):
 def test_several_gpus_are_refused(make):
     made = make()
     made.is_ddp = True
-    with pytest.raises(ValueError, match="trains on one GPU.*Leave -num_gpus out"):
+    with pytest.raises(ValueError, match="trains on a single GPU.*Omit -num_gpus"):
         made.on_train_start()
 
 
@@ -43,13 +43,15 @@ def test_without_a_finished_baseline_the_error_names_the_command_that_trains_one
 
 def test_a_recipe_with_a_judge_refuses_judge_off(make_trainer):
     made = make_trainer(TRAINER, judge="off", recipe_changes=TINY | {"judge_weight": 0.1})
-    with pytest.raises(ValueError, match="'judge' is off, but .* learns from one.*judge_weight"):
+    with pytest.raises(ValueError, match="'judge' is off, but .* needs one.*judge_weight"):
         made.on_train_start()
 
 
 def test_label_free_training_cases_are_refused_before_the_first_epoch(make, monkeypatch):
     monkeypatch.setattr(generator_card, "load_pickle", lambda _: {"class_locations": {1: [(0, 1, 1, 1)], 2: []}})
-    with pytest.raises(ValueError, match="No training case of fold 0 holds a real tumor .'liver tumor'.*install FILE"):
+    with pytest.raises(
+        ValueError, match="No training case of fold 0 contains a real tumor .'liver tumor'.*install FILE"
+    ):
         make().on_train_start()
 
 
@@ -66,10 +68,11 @@ def test_the_length_is_the_recipes_unless_a_variant_sets_it(make):
 def test_phantoms_are_no_real_tumors(make):
     made = make()
     made.initialize()
-    assert made.card.real_tumors == ("liver",)
+    assert made.make_card("none").real_tumors == ("liver",)
     made.dataset_json["phantoms"] = True
     made._settle(read_section(made.plans_manager.plans[SECTION]))
-    assert made.card.real_tumors == () and "phantoms" in made.card.training_data
+    card = made.make_card("none")
+    assert card.real_tumors == () and "phantoms" in card.training_data
 
 
 def test_a_generator_does_not_learn_from_planted_tumors(make, monkeypatch):
@@ -100,9 +103,9 @@ def test_a_training_leaves_weights_card_curves_and_previews_and_can_be_continued
     assert '"lesions_per_step": 2' in loaded.card.recipe
     assert torch.equal(loaded.network.last.weight, made.network.ema.last.weight)
     log = made.logger.local_logger.my_fantastic_logging
-    assert all(len(log[generator_log.KEY + name]) == 1 for name in generator_log.NAMES)
-    assert log[generator_log.KEY + "critic"][0] > 0 and 0 <= log["mean_fg_dice"][0] <= 1
-    assert (folder / trainer.CURVES).is_file() and (folder / "freetumor_preview_epoch_0000.png").is_file()
+    assert all(len(log[generator_log.LOGGER_PREFIX + name]) == 1 for name in generator_log.NAMES)
+    assert log[generator_log.LOGGER_PREFIX + "critic"][0] > 0 and 0 <= log["mean_fg_dice"][0] <= 1
+    assert (folder / trainer.CURVES_FILE).is_file() and (folder / "freetumor_preview_epoch_0000.png").is_file()
     assert (folder / "progress.png").is_file()
 
     again = make(lesions_per_step=1, ema_decay=0.0, generator_rate=1e-5)
@@ -110,15 +113,22 @@ def test_a_training_leaves_weights_card_curves_and_previews_and_can_be_continued
     again.load_checkpoint(str(folder / "checkpoint_final.pth"))
     assert again.recipe == made.recipe, "a training goes on as it began"
     assert again.lr_scheduler._rates[0] == made.recipe.generator_rate
-    assert "freetumor section has changed; this training goes on with its own" in Path(again.log_file).read_text()
+    assert (
+        "freetumor section has changed; this training continues with its original section"
+        in Path(again.log_file).read_text()
+    )
     assert torch.equal(again.network.critic.last.bias, made.network.critic.last.bias)
     assert again.optimizer.state_dict()["state"].keys() == made.optimizer.state_dict()["state"].keys()
     again.run_training()
     log = again.logger.local_logger.my_fantastic_logging
-    assert [len(log[name]) for name in ("train_losses", "val_losses", generator_log.KEY + "bands")] == [2, 2, 2]
-    assert not math.isnan(log[generator_log.KEY + "critic"][1])
+    assert [len(log[name]) for name in ("train_losses", "val_losses", generator_log.LOGGER_PREFIX + "bands")] == [
+        2,
+        2,
+        2,
+    ]
+    assert not math.isnan(log[generator_log.LOGGER_PREFIX + "critic"][1])
     text = Path(again.log_file).read_text()
-    assert "2 steps, generator" in text and "realism to the critic" in text
+    assert "2 steps, generator" in text and "critic confusion" in text
 
 
 @pytest.mark.slow
@@ -151,7 +161,7 @@ def test_weights_of_a_training_that_saturates_do_not_replace_good_ones(make, mon
     monkeypatch.setattr(made, "_keep", _watched)
     made.run_training()
     assert kept[0] == kept[1] and made._good_epoch == 0
-    assert "losses saturate; kept: epoch 0" in Path(made.log_file).read_text()
+    assert "weights are not saved; the file keeps those of epoch 0" in Path(made.log_file).read_text()
 
 
 @pytest.mark.slow
@@ -162,8 +172,8 @@ def test_a_judge_is_learned_from_and_its_shares_are_logged(make, make_trainer):
     made = make(judge_weight=0.1, judge_warmup_epochs=0)
     made.run_training()
     log = made.logger.local_logger.my_fantastic_logging
-    assert 0 < log[generator_log.KEY + "judge"][0] <= 1
-    assert log["mean_fg_dice"][0] == log[generator_log.KEY + "recognized"][0] >= 0
+    assert 0 < log[generator_log.LOGGER_PREFIX + "judge"][0] <= 1
+    assert log["mean_fg_dice"][0] == log[generator_log.LOGGER_PREFIX + "recognized"][0] >= 0
     card = load_generator(Path(made.output_folder) / "generator.safetensors").card
     assert card.judge == "nnUNetTrainer__nnUNetPlans__3d_fullres/fold_0"
 
@@ -176,7 +186,7 @@ def test_the_published_recipe_trains_the_published_network(make_trainer):
     loaded = load_generator(Path(made.output_folder) / "generator.safetensors")
     assert (loaded.card.kind, loaded.card.sign, loaded.card.activation) == ("freetumor", -1, "tanh")
     assert made.network.ema is None and loaded.card.recipe.startswith("published, changed")
-    assert 0 < made.logger.local_logger.my_fantastic_logging[generator_log.KEY + "adversarial"][0] < 1
+    assert 0 < made.logger.local_logger.my_fantastic_logging[generator_log.LOGGER_PREFIX + "adversarial"][0] < 1
 
 
 def test_only_targets_with_real_tumors_are_learned(make):
@@ -188,8 +198,6 @@ def test_only_targets_with_real_tumors_are_learned(make):
     kept = generator_card.learnable_targets(both, made.preprocessed_dataset_folder, ["case_1"], 0)
     assert [target.name for target in kept.targets] == ["liver tumor"]
     made._settle(both)
-    made._announce("here")
-    text = (
-        "WARNING: FreeTumor generator: kidney tumor will not be learned: no training case of fold 0 holds a real tumor"
-    )
-    assert text in Path(made.log_file).read_text()
+    made.announce("none", "here")
+    text = "FreeTumor generator: kidney tumor will not be learned: no training case of fold 0 contains a real tumor"
+    assert f"WARNING: {text}" in Path(made.log_file).read_text()

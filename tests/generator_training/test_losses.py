@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nnunetv2_freetumor.generator_training import losses
-from nnunetv2_freetumor.generator_training.losses import REAL, SYNTHETIC
+from nnunetv2_freetumor.generator_training.losses import REAL_CLASS, SYNTHETIC_CLASS
 
 
 def logits_of(probability: dict[int, float], shape=(1, 3, 2, 2, 2)) -> torch.Tensor:
@@ -31,9 +31,9 @@ def test_hinge_losses_average_by_weight():
 def test_the_voxel_critic_is_the_mean_miss_over_both_kinds_of_tumor():
     mask = torch.zeros(1, 1, 2, 2, 2)
     mask[..., 0] = 1
-    loss = losses.voxel_critic(logits_of({SYNTHETIC: 0.8}), mask, logits_of({REAL: 0.4}), mask)
+    loss = losses.voxel_critic(logits_of({SYNTHETIC_CLASS: 0.8}), mask, logits_of({REAL_CLASS: 0.4}), mask)
     assert loss == pytest.approx(((1 - 0.8) + (1 - 0.4)) / 2, abs=1e-5)
-    assert losses.voxel_generator(logits_of({REAL: 0.3}), mask) == pytest.approx(0.7, abs=1e-5)
+    assert losses.voxel_generator(logits_of({REAL_CLASS: 0.3}), mask) == pytest.approx(0.7, abs=1e-5)
 
 
 def test_voxel_losses_ask_for_the_lesions_voxels_only():
@@ -41,7 +41,7 @@ def test_voxel_losses_ask_for_the_lesions_voxels_only():
     mask[0, 0, 0, 0, 0] = 1
     logits = torch.zeros(1, 3, 2, 2, 2, requires_grad=True)
     losses.voxel_generator(logits, mask).backward()
-    assert logits.grad[0, REAL, 0, 0, 0] < 0 < logits.grad[0, SYNTHETIC, 0, 0, 0]
+    assert logits.grad[0, REAL_CLASS, 0, 0, 0] < 0 < logits.grad[0, SYNTHETIC_CLASS, 0, 0, 0]
     assert torch.count_nonzero(logits.grad[..., 1]) == 0
 
 
@@ -61,9 +61,9 @@ def test_shells_average_voxels_by_their_distance():
     distance = torch.tensor([-0.5, -0.2, 0.5, -7.0, math.inf]).reshape(1, 1, 1, 1, 5)
     relative = torch.tensor([-30.0, -10.0, 4.0, 99.0, 99.0]).reshape(1, 1, 1, 1, 5)
     means, seen = losses.shell_means(relative, distance)
-    inner = losses.SHELLS_MM.index(-1.0)
+    inner = losses.SHELL_EDGES_MM.index(-1.0)
     assert means[inner] == -20.0 and means[inner + 1] == 4.0
-    assert seen.tolist() == [index in (inner, inner + 1) for index in range(len(losses.SHELLS_MM) - 1)]
+    assert seen.tolist() == [index in (inner, inner + 1) for index in range(len(losses.SHELL_EDGES_MM) - 1)]
 
 
 def test_bands_tell_fine_from_coarse():

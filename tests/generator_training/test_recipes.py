@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from nnunetv2_freetumor import priors
-from nnunetv2_freetumor.generator_training.recipes import RECIPES, frame_for, recipe_for
+from nnunetv2_freetumor.generator_training.recipes import RECIPES, RULES, Recipe, frame_for, recipe_for
 from nnunetv2_freetumor.plan import Section, Target
 
 
@@ -58,6 +58,11 @@ def test_single_numbers_are_changed_by_name_and_the_recipe_itself_stays():
 def test_a_wrong_change_is_refused_by_name(changes, text):
     with pytest.raises(ValueError, match=text):
         recipe_for(section(recipe_changes=changes))
+
+
+def test_every_number_of_a_recipe_has_a_rule():
+    names = {field.name for field in dataclasses.fields(Recipe)}
+    assert names - set(RULES) == {"kind", "adversarial", "side_voxels", "chest_side_voxels"}  # choices, and of the kind
 
 
 def test_the_published_network_cannot_serve_chest_and_abdomen_at_once():

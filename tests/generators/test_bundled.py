@@ -73,5 +73,5 @@ def test_its_lesions_have_more_contrast_at_their_outline_than_those_of_texture()
 
 def test_an_organ_that_it_does_not_serve_is_refused():
     kidney = dataclasses.replace(section("lite").targets[0], name="kidney", prior=priors.load("kidney"))
-    with pytest.raises(ValueError, match="serves the hosts liver, but the target 'kidney'"):
+    with pytest.raises(ValueError, match="supports the hosts liver, but the target 'kidney'"):
         choose_generators(dataclasses.replace(section("lite"), targets=(kidney,)), {}, "", None, [])

@@ -120,10 +120,10 @@ def test_a_converted_checkpoint_gives_the_same_outputs(published, tmp_path, rng,
     with torch.inference_mode():
         assert torch.equal(loaded.network(image(rng, 1)), network(image(rng.manual_seed(20_240), 1)))
     out = capsys.readouterr().out
-    assert ("left out: 2 of netD., 1 of netSeg." if prefix else "left out: none") in out
-    assert f"{len(published[3])} weights of the generator converted" in out
+    assert ("networks: 2 of netD., 1 of netSeg.)." if prefix else "networks: none).") in out
+    assert f"Converted {len(published[3])} weights of the generator (" in out
     before = (tmp_path / "new" / "a.safetensors").read_bytes()
-    with pytest.raises(ValueError, match="a.safetensors exists already and is not overwritten. Choose another file"):
+    with pytest.raises(ValueError, match="a.safetensors already exists and is not overwritten. Choose another file"):
         convert_command(str(tmp_path / "official.pt"), str(tmp_path / "new" / "a.safetensors"))
     assert (tmp_path / "new" / "a.safetensors").read_bytes() == before
 
@@ -167,14 +167,18 @@ LAST = "out_tr.final_conv.weight"
 @pytest.mark.parametrize(
     ("change", "options", "text"),
     [
-        ({"netG.up_tr64.extra": torch.zeros(1)}, {}, r"official\.pt must hold .* it has unknown up_tr64\.extra"),
-        ({"netG.out_tr.final_conv.bias": None}, {}, r"official\.pt must hold .* it lacks out_tr\.final_conv\.bias"),
+        ({"netG.up_tr64.extra": torch.zeros(1)}, {}, r"official\.pt must contain .* it has unknown up_tr64\.extra"),
+        ({"netG.out_tr.final_conv.bias": None}, {}, r"official\.pt must contain .* it lacks out_tr\.final_conv\.bias"),
         ({"netG.out_tr.final_conv.bias": torch.zeros(2)}, {}, r"final_conv\.bias is \(2,\) instead of \(1,\)"),
         ({"netG.out_tr.final_conv.bias": torch.tensor([torch.nan])}, {}, r"NaN or infinite values in out_tr"),
         ({f"netG.{LAST}": torch.zeros(2, 64, 1, 1, 1)}, {}, r"3 \(abdomen\) or 1 \(chest\) output channels.* has 2"),
-        ({f"netG.{LAST}": None}, {}, r"with its last layer netG\.out_tr\.final_conv\.weight, but it holds netG\.down"),
+        (
+            {f"netG.{LAST}": None},
+            {},
+            r"including its last layer netG\.out_tr\.final_conv\.weight, but it contains netG\.down",
+        ),
         ({}, {"region": "abdomen"}, r"--region must be chest for .*official\.pt.* 1 output channel.*'abdomen'"),
-        ({}, {"host": "liver"}, r"--host must be lung or covid19 for the chest and left out .* it is 'liver'"),
+        ({}, {"host": "liver"}, r"--host must be lung or covid19 for the chest and omitted .* it is 'liver'"),
         ({}, {"name": "a/b"}, r"A generator's name must start with a letter.* it is 'a/b'"),
         ({}, {"output": "a.pt"}, r"-o must name a file that ends in \.safetensors, but it is a\.pt"),
     ],
@@ -190,7 +194,7 @@ def test_what_does_not_fit_is_refused_by_name(published, official, tmp_path, cha
 @pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {"state_dict": [1]}, torch.zeros(3)])
 def test_a_checkpoint_without_weights_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "official.pt")
-    with pytest.raises(ValueError, match=r"official\.pt must hold the published generator.* no weights at all"):
+    with pytest.raises(ValueError, match=r"official\.pt must contain the published generator.* no weights at all"):
         convert_command(str(tmp_path / "official.pt"), str(tmp_path / "a.safetensors"))
 
 
@@ -199,7 +203,7 @@ def test_a_checkpoint_that_wants_to_run_code_is_refused_before_it_does(tmp_path,
     path, trap = tmp_path / "official.pt", tmp_path / "trap"
     save({"state_dict": Malicious(trap)}, path)
     with pytest.raises(
-        ValueError, match=r"official\.pt may hold tensors.* asks for \w+\.mkdir; nothing of it was executed"
+        ValueError, match=r"official\.pt may contain only tensors.* requests \w+\.mkdir; nothing in it was executed"
     ):
         convert_command(str(path), str(tmp_path / "a.safetensors"))
     assert not trap.exists()
@@ -216,7 +220,7 @@ def test_a_checkpoint_that_broke_off_is_refused(tmp_path, kept):
 
 def test_a_checkpoint_that_holds_other_objects_is_refused(tmp_path):
     torch.save({"state_dict": {}, "settings": Path("somewhere")}, tmp_path / "official.pt")
-    with pytest.raises(ValueError, match=r"asks for pathlib\S*;.* save its 'state_dict' alone"):
+    with pytest.raises(ValueError, match=r"requests pathlib\S*;.* save only its 'state_dict'"):
         convert_command(str(tmp_path / "official.pt"), str(tmp_path / "a.safetensors"))
 
 

@@ -14,7 +14,7 @@ from nnunetv2_freetumor.experiments.bench.data import DATASET
 from nnunetv2_freetumor.experiments.bench.data import PLANS as PLANS_NAME
 from nnunetv2_freetumor.files.checkpoints import CHECKPOINT
 from nnunetv2_freetumor.generators import weights
-from nnunetv2_freetumor.generators.choice import ASKED_FOR, Choice, build_generators, choose_generators, describe
+from nnunetv2_freetumor.generators.choice import ASKED_FOR, Choice, build_generators, choice_lines, choose_generators
 from nnunetv2_freetumor.generators.networks import FreeTumorNet
 from nnunetv2_freetumor.generators.weights import save_generator
 from nnunetv2_freetumor.offline import preview
@@ -73,7 +73,7 @@ def choose(generator="auto", fold=0, host="liver", validation=("val_1", "val_2")
 def test_texture_runs_where_it_is_asked_for_and_needs_no_file(monkeypatch):
     monkeypatch.delenv("nnUNet_results", raising=False)
     assert choose("texture") == Choice("organ", "texture", None, ASKED_FOR)
-    assert describe([choose("texture")]) == ["FreeTumor: organ: generator texture, asked for by name"]
+    assert choice_lines([choose("texture")]) == ["FreeTumor: organ: generator texture, requested by name"]
 
 
 def test_auto_takes_texture_where_there_is_nothing_else_and_says_so(results):
@@ -81,13 +81,14 @@ def test_auto_takes_texture_where_there_is_nothing_else_and_says_so(results):
         "organ",
         "texture",
         None,
-        "none was trained for this dataset and fold, and no installed one has seen real tumors of the host 'liver'",
+        "no generator was trained for this dataset and fold, and no installed one was trained on real tumors of the "
+        "host 'liver'",
     )
 
 
 def test_auto_without_a_results_folder_says_why_nothing_was_found(results, monkeypatch):
     monkeypatch.delenv("nnUNet_results")
-    assert choose().reason.endswith("and no installed one can be found, as nnUNet_results is not set")
+    assert choose().reason.endswith("and installed ones cannot be found because nnUNet_results is not set")
 
 
 def test_auto_takes_this_folds_own_generator_first(results):
@@ -96,7 +97,7 @@ def test_auto_takes_this_folds_own_generator_first(results):
     choice = choose()
     assert (choice.generator, choice.path) == ("own_0", path)
     assert choice.reason == f"trained for Dataset007_Liver, nnUNetPlans, 3d_fullres, fold 0, by {TRAINER}"
-    assert describe([choice]) == [f"FreeTumor: organ: generator own_0 ({path}), {choice.reason}"]
+    assert choice_lines([choice]) == [f"FreeTumor: organ: generator own_0 ({path}), {choice.reason}"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_of_other_plans_or_configurations_a_generator_is_taken_where_these_have_
 def test_a_generator_of_a_training_that_began_anew_is_passed_over(results):
     path = trained(results)
     os.utime(path.parent / CHECKPOINT, (1e9 - 3600, 1e9 - 3600))
-    assert choose().path is None and "whose training has not ended" in choose().reason
+    assert choose().path is None and "whose training has not finished" in choose().reason
 
 
 def test_of_the_length_variants_the_plain_class_comes_first_then_the_newest(results):
@@ -152,11 +153,11 @@ def test_a_generator_whose_training_has_not_ended_is_passed_over_and_named(resul
     (path.parent / CHECKPOINT).unlink()
     (choice,) = choose_generators(section(), PLANS, CONFIGURATION, 0, [])
     assert choice.path is None
-    assert choice.reason.startswith("none was trained for this dataset and fold, and no installed one")
-    assert choice.reason.endswith(f"; passed over: {path}, whose training has not ended")
+    assert choice.reason.startswith("no generator was trained for this dataset and fold, and no installed one")
+    assert choice.reason.endswith(f"; skipped {path}, whose training has not finished")
     installed = install(results, "theirs", real_tumors=("liver",))
     (choice,) = choose_generators(section(), PLANS, CONFIGURATION, 0, [])
-    assert choice.path == installed and f"; passed over: {path}, whose" in choice.reason
+    assert choice.path == installed and f"; skipped {path}, whose" in choice.reason
     assert choose_generators(section(str(path)), PLANS, CONFIGURATION, 0, [])[0].path == path
     (path.parent / CHECKPOINT).touch()
     assert choose_generators(section(), PLANS, CONFIGURATION, 0, [])[0].path == path
@@ -177,7 +178,7 @@ def test_auto_takes_the_newest_installed_one_that_saw_real_tumors_of_the_host(re
     choice = choose()
     assert choice.path == path
     assert choice.reason == (
-        "the installed one whose training data hold real tumors of the host 'liver'; also installed and older: older"
+        "installed, and trained on real tumors of the host 'liver'; also installed, but older: older"
     )
 
 
@@ -194,12 +195,14 @@ def test_an_installed_file_that_cannot_be_read_is_named(results):
     folder = results / "freetumor_generators"
     folder.mkdir(parents=True)
     (folder / "broken.safetensors").write_bytes(b"nothing")
-    assert choose().reason.endswith("real tumors of the host 'liver' (broken.safetensors cannot be read)")
+    assert choose().reason.endswith("real tumors of the host 'liver' (unreadable: broken.safetensors)")
 
 
 def test_an_own_generator_that_does_not_serve_the_host_is_named(results):
     path = trained(results, hosts=("kidney",))
-    assert choose().reason.startswith(f"the one trained for this dataset ({path}) serves only kidney, and no installed")
+    assert choose().reason.startswith(
+        f"the one trained for this dataset ({path}) supports only kidney, and no installed"
+    )
 
 
 def test_a_named_generator_for_other_hosts_is_refused(results):
@@ -207,9 +210,9 @@ def test_a_named_generator_for_other_hosts_is_refused(results):
     with pytest.raises(ValueError) as error:
         choose("renal")
     assert str(error.value) == (
-        f"The generator 'renal' ({path}) serves the hosts kidney, pancreas, but the target 'organ' needs 'liver'. Set "
-        "'generator' to auto, to texture, or to one that serves this host ('nnUNetv2_freetumor generator list' shows "
-        "them)."
+        f"The generator 'renal' ({path}) supports the hosts kidney, pancreas, but the target 'organ' needs 'liver'. "
+        "Set 'generator' to auto, to texture, or to one that supports this host ('nnUNetv2_freetumor generator list' "
+        "shows them)."
     )
 
 
@@ -226,10 +229,10 @@ def test_on_a_numbered_fold_a_generator_that_saw_a_validation_case_is_refused(re
     with pytest.raises(ValueError) as error:
         choose(generator)
     assert str(error.value) == (
-        f"The generator 'shared' ({path}) was trained on 1 of the 2 validation cases of fold 0 (val_2), so that this "
-        "fold's scores would be too good. Train one for this fold with 'nnUNetv2_train Dataset007_Liver 3d_fullres 0 "
-        "-tr nnUNetTrainerFreeTumorGenerator -p nnUNetPlans', set 'generator' to texture in the plans' freetumor "
-        "section, or train fold all."
+        f"The generator 'shared' ({path}) was trained on 1 of the 2 validation cases of fold 0 (val_2), so this "
+        "fold's scores would be too optimistic. Train a generator for this fold with 'nnUNetv2_train Dataset007_Liver "
+        "3d_fullres 0 -tr nnUNetTrainerFreeTumorGenerator -p nnUNetPlans', set 'generator' to texture in the plans' "
+        "freetumor section, or train fold all."
     )
     assert choose(generator, fold="all").path == choose(generator, fold=None).path == path
     assert choose(generator, validation=("val_1",)).path == path
@@ -287,7 +290,7 @@ def test_the_trainer_draws_with_what_was_chosen_writes_it_to_the_log_and_refuses
         return
     (built,) = made.make_synthesizer(chosen).generators
     assert built.card.name == "ours"
-    assert f": generator ours ({path}), the installed one whose training data" in Path(made.log_file).read_text()
+    assert f": generator ours ({path}), installed, and trained on real tumors" in Path(made.log_file).read_text()
 
 
 def test_the_preview_draws_with_this_datasets_own_generator_and_says_of_which_fold(

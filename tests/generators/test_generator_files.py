@@ -75,10 +75,10 @@ def test_install_overwrites_nothing_else(lite_file, generator_folders, capsys):
     install.install_command(str(lite_file))
     before = lite_file.read_bytes()
     install.install_command(str(lite_file))
-    assert "is installed already, as 'mine'" in capsys.readouterr().out
+    assert "is already installed as 'mine'" in capsys.readouterr().out
     save_generator(trained_lite(), lite_card(), lite_file)
     with pytest.raises(
-        ValueError, match=r"Another generator is installed as .*mine.*not overwritten.*--name, or delete"
+        ValueError, match=r"A different generator is already installed as .*mine.*not overwritten.*--name, or delete"
     ):
         install.install_command(str(lite_file))
     assert (generator_folders / INSTALLED / "mine.safetensors").read_bytes() == before
@@ -87,14 +87,14 @@ def test_install_overwrites_nothing_else(lite_file, generator_folders, capsys):
 @pytest.mark.parametrize("name", ["auto", "texture", "constant", "lite", "lite_phantom"])
 def test_names_of_the_package_itself_are_taken(lite_file, generator_folders, name):
     (generator_folders / "bundled" / "lite_phantom.safetensors").write_bytes(lite_file.read_bytes())
-    with pytest.raises(ValueError, match=f"The name '{name}' is taken by the package itself"):
+    with pytest.raises(ValueError, match=f"The name '{name}' is reserved by this package"):
         install.install_command(str(lite_file), name)
 
 
 def test_install_needs_nnunets_results_folder_and_a_proper_name(lite_file, generator_folders, monkeypatch):
     with pytest.raises(ValueError, match="A generator's name must start with a letter"):
         install.install_command(str(lite_file), "../up")
-    with pytest.raises(ValueError, match="without the file's ending, but it is 'mine.safetensors'"):
+    with pytest.raises(ValueError, match="and omit the file extension, but it is 'mine.safetensors'"):
         install.install_command(str(lite_file), "mine.safetensors")
     monkeypatch.delenv("nnUNet_results")
     with pytest.raises(ValueError, match="nnUNet_results is not set"):
@@ -118,7 +118,7 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(lite_file, gener
         card, names = file.metadata(), file.keys()
         tensors = {name: file.get_tensor(name).int() for name in names}
     safetensors.torch.save_file(tensors, lite_file, card)
-    with pytest.raises(ValueError, match="it has no floating-point numbers in "):
+    with pytest.raises(ValueError, match="it has the wrong type of numbers in "):
         getattr(install, f"{command}_command")(str(lite_file))
 
 

@@ -17,7 +17,7 @@ from nnunetv2_freetumor.generators.learned import (
     freetumor_inputs,
     lite_inputs,
     lite_residual,
-    sampled_texture,
+    published_texture_map,
 )
 from nnunetv2_freetumor.generators.networks import FreeTumorNet
 from nnunetv2_freetumor.intensity import RAW_CT
@@ -204,7 +204,7 @@ def test_freetumor_follows_the_published_insertion_law(sign, activation):
     axis = torch.exp(-0.5 * torch.arange(-3.0, 4.0) ** 2)
     kernel = torch.einsum("i,j,k->ijk", axis, axis, axis)[None, None]
     smooth = torch.nn.functional.conv3d(torch.nn.functional.pad(raw, (3,) * 6, mode="replicate"), kernel / kernel.sum())
-    expected = sign * inputs.soft_mask * smooth * inputs.texture * 425
+    expected = sign * inputs.soft_mask * smooth * inputs.texture_map * 425
     assert float((contrast - expected).detach().abs().max()) < 2e-3
     assert float(inputs.soft_mask.min()) >= 0 and 0.5 < float(inputs.soft_mask.max()) <= 1
 
@@ -234,14 +234,14 @@ def test_the_published_texture_has_its_mean_its_range_and_is_fixed_to_the_lesion
     region = anisotropic_region()
     means = []
     for uniform in (0.0, 0.999):
-        texture = sampled_texture(
+        texture = published_texture_map(
             make_look(necrosis=0.5, enhancement=0.1, matter=uniform), make_grid(region, ISOTROPIC, 8)
         )
         means.append(float(texture[texture > 0.12].mean()))
         assert float(texture.min()) >= 0 and float(texture.max()) <= 1
     assert means == pytest.approx([0.5, 0.55], abs=0.02)
     looks = [make_look(necrosis=0.5), make_look(necrosis=0.5), make_look(necrosis=0.9)]
-    first, again, other = (sampled_texture(look, make_grid(region, ISOTROPIC, 8)) for look in looks)
+    first, again, other = (published_texture_map(look, make_grid(region, ISOTROPIC, 8)) for look in looks)
     assert torch.equal(first, again) and not torch.allclose(first, other, atol=0.05)
 
 

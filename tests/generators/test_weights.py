@@ -59,7 +59,9 @@ def test_a_failed_save_keeps_the_last_good_file(lite_file):
     network = LiteNet()
     network.last.bias.data.fill_(torch.nan)
     good = lite_file.read_bytes()
-    with pytest.raises(ValueError, match=r"mine.safetensors must hold the finite weights .* NaN .* in last.bias"):
+    with pytest.raises(
+        ValueError, match=r"mine.safetensors must contain the weights .* finite, .* NaN .* in last.bias"
+    ):
         save_generator(network, lite_card(), lite_file)
     assert lite_file.read_bytes() == good
 
@@ -69,7 +71,7 @@ def test_a_pickle_is_refused_and_nothing_of_it_runs(tmp_path, save):
     path, trap = tmp_path / "a.safetensors", tmp_path / "trap"
     save({"state_dict": Malicious(trap)}, path)
     for read in (read_card, load_generator):
-        with pytest.raises(ValueError, match=r"a\.safetensors is a pickle.* nothing of it was executed.*convert"):
+        with pytest.raises(ValueError, match=r"a\.safetensors is a pickle.* nothing in it was executed.*convert"):
             read(path)
     assert not trap.exists()
 
@@ -112,19 +114,19 @@ def test_weights_that_do_not_fit_the_card_are_named(lite_file):
     with pytest.raises(ValueError, match="'lite' network for liver") as error:
         load_generator(lite_file)
     for text in (
-        "mine.safetensors must hold",
+        "mine.safetensors must contain",
         "it lacks last.bias",
         "has unknown extra",
         "last.weight is (2, 16, 1, 1, 1) instead of (1, 16, 1, 1, 1)",
-        "holds NaN or infinite values in enter.first.bias",
-        "Get the file again",
+        "contains NaN or infinite values in enter.first.bias",
+        "Copy or download the file again",
     ):
         assert text in str(error.value)
 
 
 def test_a_file_without_card_is_refused(lite_file):
     save_file(load_file(lite_file), lite_file)
-    with pytest.raises(ValueError, match=r"mine\.safetensors holds weights but no card .* generator convert"):
+    with pytest.raises(ValueError, match=r"mine\.safetensors contains weights but no card .* generator convert"):
         read_card(lite_file)
 
 

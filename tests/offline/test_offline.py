@@ -70,7 +70,7 @@ def test_a_learned_generator_of_a_file_draws_the_lesions_and_is_named(raw, capsy
     path = raw / "mine.safetensors"
     save_generator(lite(), make_card(name="mine"), path)
     assert plant(raw, generator=str(path))["generator"] == "mine"
-    assert f"FreeTumor: liver: generator mine ({path}), asked for by name" in capsys.readouterr().out
+    assert f"FreeTumor: liver: generator mine ({path}), requested by name" in capsys.readouterr().out
     learned = before_and_after(raw)[1].array
     plant(raw)
     plain = before_and_after(raw)[1].array
@@ -190,7 +190,7 @@ def test_a_wrong_setting_is_named_and_nothing_is_written(raw, changes, text):
 
 def test_an_output_folder_that_cannot_be_written_to_is_refused_before_reading(raw):
     (raw / "file").write_text("")
-    with pytest.raises(ValueError, match=r"The output folder .*file/out cannot be written to"):
+    with pytest.raises(ValueError, match=r"The output folder .*file/out is not writable"):
         plant(raw, output=raw / "file" / "out", image=raw / "missing.nii.gz")
 
 
@@ -212,13 +212,13 @@ def test_an_image_and_a_label_of_different_geometry_are_refused(raw):
 
 def test_nan_voxels_are_refused(raw):
     rewrite(raw, "patient_0000.nii.gz", lambda image: np.where(image > 150, np.nan, image).astype(np.float32))
-    with pytest.raises(ValueError, match="patient_0000.nii.gz holds .* NaN or infinite voxels"):
+    with pytest.raises(ValueError, match="patient_0000.nii.gz contains .* NaN or infinite voxels"):
         plant(raw)
 
 
 def test_a_label_with_fractions_is_refused(raw):
     rewrite(raw, "patient_label.nii.gz", lambda label: (label * 0.5).astype(np.float32))
-    with pytest.raises(ValueError, match="patient_label.nii.gz must hold whole label numbers"):
+    with pytest.raises(ValueError, match="patient_label.nii.gz must contain integer labels"):
         plant(raw)
 
 

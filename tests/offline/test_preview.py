@@ -47,8 +47,8 @@ def test_every_picture_shows_a_planted_lesion_of_a_named_case(preprocessed, tmp_
     assert len(sheet[0]) == 3
     for picture in sheet[0]:
         assert picture.caption.startswith("case_") and picture.caption.endswith("HU")
-        assert picture.mask[tuple(round(at) for at in picture.center)]
-        assert (picture.before_hu != picture.after_hu).any()
+        assert picture.views.mask[tuple(round(at) for at in picture.center)]
+        assert (picture.views.before_hu != picture.views.after_hu).any()
     assert len({picture.caption.split(",")[0] for picture in sheet[0]}) == 2, "the cases take turns"
 
 
@@ -79,7 +79,7 @@ def test_an_unknown_dataset_is_named(preprocessed, tmp_path):
 
 def test_a_folder_that_cannot_be_written_to_is_refused_first(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="The output folder .* cannot be written to"):
+    with pytest.raises(ValueError, match="The output folder .* is not writable"):
         preview_command("no dataset", tmp_path / "file" / "out")
 
 

@@ -241,9 +241,9 @@ def test_bad_inputs_are_reported_and_stop_nothing(folders, tmp_path, capsys):
         "CASE_0000.nii.gz cannot be read as a medical image (",
         "CASE.nii.gz holds the labels 7, which are neither background nor --host nor --tumor",
         "The host is empty",
-        "CASE_0000.nii.gz cannot be read as a medical image (it is cut short",
+        "CASE_0000.nii.gz cannot be read as a medical image (it is truncated",
         "CASE.nii.gz must have the same geometry, but they differ in",
-        "CASE.mha holds 1 NaN or infinite voxels, the first at (z, y, x) = (5, 5, 5)",
+        "CASE.mha contains 1 NaN or infinite voxels, the first at (z, y, x) = (5, 5, 5)",
     ):
         assert text in printed
     report = json.loads((tmp_path / NAME / "report.json").read_text())
@@ -281,13 +281,13 @@ def test_folders_and_splits_of_others_are_left_alone(dataset, tmp_path):
     with pytest.raises(ValueError, match="Dataset101_Liver is there already and is not this command's"):
         make(tmp_path, dataset.name, dataset="101", workers=1)
     synthetic_splits.write_splits([{"train": ["a"], "val": ["b"]}], [dataset.raw, tmp_path / "preprocessed" / NAME])
-    with pytest.raises(ValueError, match="splits_final.json is there already and knows no synthetic case"):
+    with pytest.raises(ValueError, match="splits_final.json exists and lists no synthetic case"):
         make(tmp_path, dataset="101", workers=1)
 
 
 def test_an_output_that_is_a_file_is_refused(dataset, tmp_path):
     (tmp_path / "raw" / NAME).write_text("")
-    with pytest.raises(ValueError, match=rf"The output folder .*{NAME} cannot be written to"):
+    with pytest.raises(ValueError, match=rf"The output folder .*{NAME} is not writable"):
         make(tmp_path, dataset="101", workers=1)
 
 

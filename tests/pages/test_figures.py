@@ -7,7 +7,7 @@ import torch
 
 from nnunetv2_freetumor.intensity import Intensity
 from nnunetv2_freetumor.pages import sheets
-from nnunetv2_freetumor.pages.sheets import Picture, lesion_sheet, pictures_of, window_hu
+from nnunetv2_freetumor.pages.sheets import Picture, Views, lesion_sheet, pictures_of, upright, window_hu
 from nnunetv2_freetumor.synthesis import compose
 from nnunetv2_freetumor.synthesis.planted import Aim, BeforeAfter, measure_planted
 from nnunetv2_freetumor.synthesis.planter import COUNTS, JUDGED, Lesion
@@ -98,22 +98,15 @@ def test_a_picture_is_hung_upright_whatever_the_axes(direction, transpose):
     turned = {}
     for name, row in (("superior", 2), ("posterior", 1), ("left", 0)):
         volume = patient[row].reshape(shape_zyx).transpose(transpose)
-        picture = Picture(
-            before_hu=volume,
-            after_hu=volume,
-            mask=volume > 0,
-            center=(1.0, 2.0, 3.0),
-            spacing_mm=tuple(steps_zyx[axis] for axis in transpose),
-            diameter_mm=10.0,
-            host_hu=100.0,
-            caption="",
-        )
-        turned[name] = picture.upright(direction, transpose)
+        views = Views(volume, volume, volume > 0, tuple(steps_zyx[axis] for axis in transpose))
+        picture = Picture(views=views, center=(1.0, 2.0, 3.0), diameter_mm=10.0, host_hu=100.0, caption="")
+        turned[name] = picture.turned(upright(direction, transpose))
         at = tuple(map(int, turned[name].center))
-        assert turned[name].before_hu[at] == volume[1, 2, 3]
+        assert turned[name].views.before_hu[at] == volume[1, 2, 3]
     for axis, picture in enumerate(turned.values()):
-        steps = np.diff(picture.before_hu, axis=axis)
-        assert np.allclose(steps, picture.spacing_mm[axis]) and picture.planes == ("axial", "coronal", "sagittal")
+        steps = np.diff(picture.views.before_hu, axis=axis)
+        assert np.allclose(steps, picture.views.spacing_mm[axis])
+        assert picture.views.planes == ("axial", "coronal", "sagittal")
 
 
 def test_a_sheet_has_one_row_for_each_lesion(tmp_path):

@@ -137,7 +137,7 @@ def test_nan_and_infinite_voxels_are_refused_by_file(folders, bad):
     image, label = organ_case(0)
     image[3, 4, 5:7] = bad
     folders.add("case_0", image, label)
-    with pytest.raises(ValueError, match=r"case_0_0000\.nii\.gz holds 2 NaN or infinite voxels.*replace them"):
+    with pytest.raises(ValueError, match=r"case_0_0000\.nii\.gz contains 2 NaN or infinite voxels.*Replace them"):
         measure(folders)
 
 

@@ -224,7 +224,7 @@ def test_missing_folders_datasets_and_plans_are_refused_with_the_way_out(folders
     ):
         planning.plan_command("101")
     folders.plan(name="OtherPlans")
-    with pytest.raises(ValueError, match="nnUNetPlans.json is not there; other plans: OtherPlans"):
+    with pytest.raises(ValueError, match="nnUNetPlans.json does not exist; other plans: OtherPlans"):
         planning.plan_command("101")
     monkeypatch.delenv("nnUNet_preprocessed")
     with pytest.raises(ValueError, match="nnUNet_preprocessed is not set.*export nnUNet_preprocessed="):

@@ -306,7 +306,7 @@ def test_a_generator_trains_on_the_pools_organs_too(place):
     fill(place)
     made = make(place, nnUNetTrainerFreeTumorGenerator)
     made.initialize()
-    made._pool = made._open_pool()
+    made.pool = made._open_pool()
     made.dataset_class = store.nnUNetDatasetBlosc2
     training, validation = made.get_tr_and_val_datasets()
     assert training.share == 0.5 and validation.identifiers == ["case_0"]
@@ -333,7 +333,7 @@ def test_a_generator_plants_into_the_pools_organs_and_its_card_says_so(place):
     before = made._terms.steps
     made.train_step(only)
     assert made._terms.steps == before + 1
-    assert made.card.training_data.endswith("fold 0, and the organs of 3 unlabeled cases")
+    assert made.make_card("none").training_data.endswith("fold 0, and the organs of 3 unlabeled cases")
     assert "3 unlabeled cases beside 1 labeled ones" in log(made)
 
 

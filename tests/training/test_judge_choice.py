@@ -94,7 +94,7 @@ def test_a_checkpoint_that_wants_to_run_code_is_refused_and_does_not_run(baselin
     path = baseline / "fold_0" / CHECKPOINT
     whole = torch.load(path, weights_only=False)
     torch.save({**whole, "extra": Dangerous(tmp_path / "evil")}, path)
-    with pytest.raises(ValueError, match="nothing of it was executed"):
+    with pytest.raises(ValueError, match="nothing in it was executed"):
         load_segmenter(baseline, 0, CPU)
     assert not (tmp_path / "evil").exists()
 

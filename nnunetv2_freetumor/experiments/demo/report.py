@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nnunetv2_freetumor.pages.page import picture, save_page, table
+from nnunetv2_freetumor.pages.page import html_table, picture, save_page
 from nnunetv2_freetumor.pages.slices import (
     PREDICTION_COLOR,
     REFERENCE_COLOR,
@@ -118,13 +118,13 @@ def _case_table(evaluation: dict[str, Any]) -> str:
     means = [_number(summary[name]["value"]) for name in ("host_dice", "dice")]
     rows.append(["mean, total", *means, "", str(sum(map(_alarms, cases)))])
     head = ["case", "Dice liver with tumors", "Dice tumor", "tumors found", "false positives"]
-    return table(head, rows)
+    return html_table(head, rows)
 
 
 def _size_table(contents: Contents) -> str:
     sensitivity = contents.evaluation["summaries"]["predictions"]["sensitivity"]
     rows = [[name, str(value["count"]), _estimate(value)] for name, value in sensitivity.items()]
-    return table(["diameter", "tumors", "share found [95 % interval]"], rows) + (
+    return html_table(["diameter", "tumors", "share found [95 % interval]"], rows) + (
         "<p>A tumor counts as found when a connected prediction overlaps it with an intersection over union of at "
         f"least {contents.rule['min_iou']:g}; one with less than a tenth of its volume on tumors is a false positive. "
         "A dash: nothing to measure. More, with pictures of what was missed: "

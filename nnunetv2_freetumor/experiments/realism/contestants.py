@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nnunetv2_freetumor.files.cases import SLICE_AXIS
 from nnunetv2_freetumor.files.hashes import file_hash
-from nnunetv2_freetumor.generators.conversion import HOSTS, published_card
+from nnunetv2_freetumor.generators.conversion import CHANNEL_HOSTS, published_card
 from nnunetv2_freetumor.generators.grid import array_order
 from nnunetv2_freetumor.generators.learned import LearnedGenerator
 from nnunetv2_freetumor.generators.weights import build_network, find_generator, load_generator, read_card
@@ -80,7 +80,9 @@ def _constant(host: str, seed: int) -> Contestant:
 
 def _freetumor_random(host: str, seed: int) -> Contestant:
     """Take the published network with weights that nobody has trained: what any training has to beat."""
-    region = next((region for region, choices in HOSTS.items() if any(host in hosts for hosts in choices)), None)
+    region = next(
+        (region for region, choices in CHANNEL_HOSTS.items() if any(host in hosts for hosts in choices)), None
+    )
     if region is None:
         raise ValueError(f"--generators: freetumor_random serves no '{host}'. Choose another generator or prior.")
     card = published_card(region, None if region == "abdomen" else host)
@@ -88,7 +90,7 @@ def _freetumor_random(host: str, seed: int) -> Contestant:
     def build(device: torch.device) -> Generator:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = build_network(card)
+            network = build_network(card.kind, len(card.hosts))
         return _behind_interface((network.eval().to(device), card), host)
 
     return Contestant("freetumor_random", build, str(seed))

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from nnunetv2_freetumor.experiments.realism.features import FEATURES, measure_lesion
 from nnunetv2_freetumor.files import cases
-from nnunetv2_freetumor.pages.sheets import Picture
+from nnunetv2_freetumor.pages.sheets import Views, upright
 
 TILE = 96  # pixels
 TILE_MM = (50.0, 140.0)  # of a picture: 2.4 diameters, within these bounds
@@ -77,7 +77,7 @@ def describe(site: Site, scene: Scene) -> dict[str, Any] | None:
 
 def _cut_tile(site: Site, scene: Scene, side_mm: float) -> tuple[np.ndarray, np.ndarray]:
     """Cut a square out of the axial slice that shows most of the lesion; gives HU and share of lesion."""
-    view = Picture(site.hu, site.hu, site.lesion, (0.0,) * 3, scene.spacing_mm, 0.0, 0.0, "").upright(scene.direction)
+    view = Views(site.hu, site.hu, site.lesion, scene.spacing_mm).turned(upright(scene.direction))
     level = int(view.mask.sum((1, 2)).argmax())
     middle = np.argwhere(view.mask[level]).mean(0)
     offsets_mm = ((np.arange(TILE) + 0.5) / TILE - 0.5) * side_mm

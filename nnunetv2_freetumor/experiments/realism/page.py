@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from nnunetv2_freetumor.experiments.realism.classifier import Votes
 from nnunetv2_freetumor.experiments.realism.lesions import Lesions
 from nnunetv2_freetumor.experiments.realism.results import READING, Outcome, clue_rows, difference_rows, main_rows
-from nnunetv2_freetumor.pages.page import picture, save_page, table
+from nnunetv2_freetumor.pages.page import html_table, picture, save_page
 from nnunetv2_freetumor.pages.sheets import BACKGROUND, OUTLINE, TEXT, scale_bar, write_on
 from nnunetv2_freetumor.pages.slices import png
 
@@ -52,7 +52,7 @@ def write_page(outcome: Outcome, sheets: Mapping[str, bytes], path: Path) -> Pat
 
 
 def _table(rows: list[list[str]]) -> str:
-    return table(rows[0], rows[1:]) if rows else ""
+    return html_table(rows[0], rows[1:]) if rows else ""
 
 
 @style.context("default")
