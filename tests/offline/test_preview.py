@@ -48,7 +48,7 @@ def test_every_picture_shows_a_planted_lesion_of_a_named_case(preprocessed, tmp_
     for picture in sheet[0]:
         assert picture.caption.startswith("case_") and picture.caption.endswith("HU")
         assert picture.views.mask[tuple(round(at) for at in picture.center)]
-        assert (picture.before_hu != picture.after_hu).any()
+        assert (picture.views.before_hu != picture.views.after_hu).any()
     assert len({picture.caption.split(",")[0] for picture in sheet[0]}) == 2, "the cases take turns"
 
 
