@@ -8,26 +8,26 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 
-class Rule(NamedTuple):
+class ValueRule(NamedTuple):
     """What a setting's value must be; of a tuple, each of its numbers."""
 
     text: str  # goes on after the setting's name: "must not be negative"
     holds: Callable[[Any], bool]
 
 
-def each(text: str, holds: Callable[[float], bool]) -> Rule:
+def each(text: str, holds: Callable[[float], bool]) -> ValueRule:
     """Ask the same of a number, or of each number in a tuple."""
-    return Rule(text, lambda value: all(map(holds, value if isinstance(value, tuple) else (value,))))
+    return ValueRule(text, lambda value: all(map(holds, value if isinstance(value, tuple) else (value,))))
 
 
-def between(low: float, high: float) -> Rule:
+def between(low: float, high: float) -> ValueRule:
     """Ask for a number from `low` to `high`, both included."""
     return each(f"must lie between {low} and {high}", lambda number: low <= number <= high)
 
 
-def rising(what: str, above: float = -math.inf) -> Rule:
+def rising(what: str, above: float = -math.inf) -> ValueRule:
     """Ask for two finite numbers, the first above a bound and below the second."""
-    return Rule(f"must be two rising {what}", lambda pair: above < pair[0] < pair[1] < math.inf)
+    return ValueRule(f"must be two rising {what}", lambda pair: above < pair[0] < pair[1] < math.inf)
 
 
 NOT_NEGATIVE = each("must not be negative", lambda number: number >= 0)
@@ -37,7 +37,7 @@ SHARE = between(0, 1)
 SHARE_BELOW_ONE = each("must lie between 0 and 1, 1 excluded", lambda number: 0 <= number < 1)
 
 
-def check_all(owner: object, rules: Mapping[str, Rule]) -> None:
+def check_all(owner: object, rules: Mapping[str, ValueRule]) -> None:
     """Check an object's settings by a table of rules; a setting that is None is not checked.
 
     Raises:

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from nnunetv2_freetumor.generators.grid import Volumes
+from nnunetv2_freetumor.generators.grid import VolumeBatch
 
 SHELL_EDGES_MM = tuple(float(edge) for edge in range(-6, 4))  # edges of the shells around the surface, negative inside
 SHELLS = len(SHELL_EDGES_MM) - 1
@@ -32,7 +32,10 @@ def hinge_generator(synthetic: Float[Tensor, "*n"], weight: Float[Tensor, "*n"])
 
 
 def voxel_critic(
-    synthetic: Float[Tensor, "b 3 x y z"], synthetic_mask: Volumes, real: Float[Tensor, "r 3 x y z"], real_mask: Tensor
+    synthetic: Float[Tensor, "b 3 x y z"],
+    synthetic_mask: VolumeBatch,
+    real: Float[Tensor, "r 3 x y z"],
+    real_mask: Tensor,
 ) -> Float[Tensor, ""]:
     """Ask for the class synthetic on synthetic tumor voxels and for the class real on real ones (published)."""
     missed = 1 - mean_over(class_probability(synthetic, SYNTHETIC_CLASS), synthetic_mask)
@@ -40,12 +43,12 @@ def voxel_critic(
     return (missed + mistaken) / 2
 
 
-def voxel_generator(synthetic: Float[Tensor, "b 3 x y z"], mask: Volumes) -> Float[Tensor, ""]:
+def voxel_generator(synthetic: Float[Tensor, "b 3 x y z"], mask: VolumeBatch) -> Float[Tensor, ""]:
     """Ask for the class real on synthetic tumor voxels (published)."""
     return 1 - mean_over(class_probability(synthetic, REAL_CLASS), mask)
 
 
-def class_probability(logits: Float[Tensor, "b 3 x y z"], name: int) -> Volumes:
+def class_probability(logits: Float[Tensor, "b 3 x y z"], name: int) -> VolumeBatch:
     """Return each voxel's probability of one of the voxel critic's classes."""
     return torch.softmax(logits, dim=1)[:, name : name + 1]
 
@@ -65,7 +68,7 @@ def r1_penalty(logits: Float[Tensor, "b ..."], inputs: Float[Tensor, "b c x y z"
     return 0.5 * gradient.square().flatten(1).sum(1).mean()
 
 
-def shell_means(relative_hu: Volumes, distance_mm: Volumes) -> tuple[Float[Tensor, "s"], Bool[Tensor, "s"]]:
+def shell_means(relative_hu: VolumeBatch, distance_mm: VolumeBatch) -> tuple[Float[Tensor, "s"], Bool[Tensor, "s"]]:
     """Average HU (relative to the host) over shells around the surface, and tell which shells have any voxel."""
     edges = torch.tensor(SHELL_EDGES_MM, device=distance_mm.device)
     shell = torch.bucketize(distance_mm.flatten().detach(), edges, right=True)  # 0 and len(edges): beyond all shells
@@ -74,7 +77,7 @@ def shell_means(relative_hu: Volumes, distance_mm: Volumes) -> tuple[Float[Tenso
     return (sums / counts.clamp_min(1))[1:-1], counts[1:-1] > 0
 
 
-def band_energies(relative_hu: Volumes, mask: Volumes) -> Float[Tensor, "k"]:
+def band_energies(relative_hu: VolumeBatch, mask: VolumeBatch) -> Float[Tensor, "k"]:
     """Return the logarithm of the mean square (HU) inside the lesion, octave by octave from the finest."""
     energies, smooth = [], relative_hu
     for octave in range(BANDS):
@@ -86,7 +89,7 @@ def band_energies(relative_hu: Volumes, mask: Volumes) -> Float[Tensor, "k"]:
     return torch.stack(energies)
 
 
-def residual_mean(residual_hu: Volumes, mask: Volumes) -> Float[Tensor, ""]:
+def residual_mean(residual_hu: VolumeBatch, mask: VolumeBatch) -> Float[Tensor, ""]:
     """Ask for a residual that is 0 on average over the lesions: square of its mean, in units of 10 HU."""
     return (mean_over(residual_hu, mask) / MOMENT_HU).square()
 

@@ -11,7 +11,7 @@ from nnunetv2_freetumor.generator_training.judge import TrainingJudge
 from nnunetv2_freetumor.generator_training.log import Seen, realism
 from nnunetv2_freetumor.generator_training.step import AdversarialStep, Terms, render
 from nnunetv2_freetumor.generator_training.windows import Cutter, Replay, Synthetic
-from nnunetv2_freetumor.generators.grid import Volumes, to_grid
+from nnunetv2_freetumor.generators.grid import VolumeBatch, to_grid
 from nnunetv2_freetumor.intensity import Intensity
 from nnunetv2_freetumor.plan import Section, always_planting
 from nnunetv2_freetumor.synthesis import draws
@@ -45,7 +45,7 @@ class GeneratorStage:
         self._replays = [Replay(step.recipe.replay_windows) for _ in section.targets]
         self._previewed: dict[int, Synthetic] = {}  # the first lesions of each target
 
-    def train(self, image: Volumes, label: LabelMaps, rng: torch.Generator, judged: bool) -> Terms | None:
+    def train(self, image: VolumeBatch, label: LabelMaps, rng: torch.Generator, judged: bool) -> Terms | None:
         """Learn from a batch; None where it had no room for a lesion, or no real lesion has been seen yet."""
         proposals = self._propose(image, label, rng)
         hu, targets, hosts = self.intensity.to_hu(image), self.section.targets, proposals.placement.hosts
@@ -62,7 +62,7 @@ class GeneratorStage:
         return self.step(synthetic, real, lambda contrast_hu: judge.loss(image, synthetic.lesions, contrast_hu))
 
     @torch.no_grad()
-    def look(self, image: Volumes, label: LabelMaps, rng: torch.Generator) -> Seen | None:
+    def look(self, image: VolumeBatch, label: LabelMaps, rng: torch.Generator) -> Seen | None:
         """See what the critic and the judge make of the present generator's lesions; nothing is learned."""
         synthetic = self._synthetic(self._propose(image, label, rng), rng)
         if synthetic is None:
@@ -91,7 +91,7 @@ class GeneratorStage:
         return rows
 
     @torch.no_grad()
-    def _propose(self, image: Volumes, label: LabelMaps, rng: torch.Generator) -> Proposals:
+    def _propose(self, image: VolumeBatch, label: LabelMaps, rng: torch.Generator) -> Proposals:
         chance = draws.draw(len(image), self._lesions, draws.CANDIDATES, rng)
         return self._proposer(self.intensity.to_hu(image), label, chance)
 

@@ -13,7 +13,7 @@ from nnunetv2_freetumor.generator_training import losses
 from nnunetv2_freetumor.generator_training.adversaries import Adversary
 from nnunetv2_freetumor.generator_training.recipes import Frame, Recipe
 from nnunetv2_freetumor.generator_training.windows import Synthetic, Windows
-from nnunetv2_freetumor.generators.grid import Volumes
+from nnunetv2_freetumor.generators.grid import VolumeBatch
 from nnunetv2_freetumor.generators.learned import LiteInputs, freetumor_contrast, lite_residual
 
 TERMS = ("generator", "critic", "adversarial", "judge", "moments", "bands", "residual", "r1", "residual_hu")
@@ -22,14 +22,14 @@ PROFILE_HU, LEAST_HU = -30.0, 5.0  # contrast that profiles are scaled to, and t
 SYNTHETIC_DECAY = 0.9  # shorter: a mean that lags behind the generator makes it swing
 
 Terms = dict[str, Tensor]
-JudgeLoss = Callable[[Volumes], Float[Tensor, ""]]
+JudgeLoss = Callable[[VolumeBatch], Float[Tensor, ""]]
 
 
 class Rendered(NamedTuple):
     """What the network drew, on the training grid."""
 
-    contrast_hu: Volumes
-    residual_hu: Volumes  # what it added to `texture`; the contrast itself for the published network
+    contrast_hu: VolumeBatch
+    residual_hu: VolumeBatch  # what it added to `texture`; the contrast itself for the published network
 
 
 class Networks(nn.Module):
@@ -200,7 +200,7 @@ def blend(
     return torch.where(seen, moved, running).detach()
 
 
-def _after(synthetic: Synthetic, rendered: Rendered) -> Volumes:
+def _after(synthetic: Synthetic, rendered: Rendered) -> VolumeBatch:
     return synthetic.windows.hu + rendered.contrast_hu
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nnunetv2_freetumor.generator_training.recipes import Frame, Recipe
-from nnunetv2_freetumor.generators.grid import Grid, Volumes, array_order, make_grid, to_grid
+from nnunetv2_freetumor.generators.grid import Grid, VolumeBatch, array_order, make_grid, to_grid
 from nnunetv2_freetumor.generators.learned import FreetumorInputs, LiteInputs, freetumor_inputs, lite_inputs
 from nnunetv2_freetumor.plan import Target
 from nnunetv2_freetumor.synthesis.proposals import Proposal
@@ -28,12 +28,12 @@ _MIN_HOST_VOXELS = 30
 class Windows(NamedTuple):
     """Lesions in their surroundings, on the training grid."""
 
-    hu: Volumes
-    mask: Volumes  # 1 on the lesion
-    distance_mm: Volumes  # to the lesion's surface, negative inside, infinite far away
+    hu: VolumeBatch
+    mask: VolumeBatch  # 1 on the lesion
+    distance_mm: VolumeBatch  # to the lesion's surface, negative inside, infinite far away
     host_hu: Float[Tensor, "b 1 1 1 1"]  # mean of the host around the lesion
 
-    def with_hu(self, hu: Volumes) -> "Windows":
+    def with_hu(self, hu: VolumeBatch) -> "Windows":
         """Return the same windows with another image."""
         return self._replace(hu=hu)
 
@@ -47,11 +47,11 @@ class Placed(NamedTuple):
 
 
 class Synthetic(NamedTuple):
-    """Lesions to be drawn: what the network is given, and where it may change the image."""
+    """Lesions to be rendered: what the network is given, and where it may change the image."""
 
     inputs: LiteInputs | FreetumorInputs
     windows: Windows  # of the image before
-    support: Volumes
+    support: VolumeBatch
     channel: Int[Tensor, "b"]  # of the published network: the host's
     lesions: list[Placed]
     target: int = 0  # of all of them
@@ -60,7 +60,7 @@ class Synthetic(NamedTuple):
 class _Prepared(NamedTuple):
     inputs: LiteInputs | FreetumorInputs
     window: Windows
-    support: Volumes
+    support: VolumeBatch
     proposal: Proposal
     region: Region
     grid: Grid

@@ -1,1 +1,1 @@
-"""What draws a lesion beside `texture`: networks, weight files with their cards, and the choice among them."""
+"""What renders a lesion besides `texture`: networks, weight files with their cards, and the choice among them."""

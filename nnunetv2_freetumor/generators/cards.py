@@ -4,13 +4,13 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from nnunetv2_freetumor.files.strict_json import POSITIVE, Rule, check_all, each, rising
+from nnunetv2_freetumor.files.strict_json import POSITIVE, ValueRule, check_all, each, rising
 
 _NAME = re.compile(r"[^\W_][\w.-]*")
 _RULES = {
     "window_hu": rising("HU values"),
     "spacing_mm": POSITIVE,
-    "hosts": Rule("must name at least one host", bool),
+    "hosts": ValueRule("must name at least one host", bool),
 }
 SIDE_MULTIPLES = {"freetumor": 8, "lite": 4}  # of voxels: how often each network halves the sides
 

@@ -33,7 +33,7 @@ Fold = int | str | None
 
 
 class Choice(NamedTuple):
-    """Which generator draws a target's lesions."""
+    """Which generator renders a target's lesions."""
 
     target: str
     generator: str  # its name

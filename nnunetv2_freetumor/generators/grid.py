@@ -14,7 +14,7 @@ from nnunetv2_freetumor.synthesis.region import Region, Volume
 from nnunetv2_freetumor.synthesis.volume import Spacing
 
 _Number = TypeVar("_Number", int, float)
-Volumes = Float[Tensor, "b 1 x y z"]  # a batch on the grid
+VolumeBatch = Float[Tensor, "b 1 x y z"]  # a batch on the grid
 
 
 class Grid(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nnunetv2_freetumor.generators.cards import SIDE_MULTIPLES, Card
 from nnunetv2_freetumor.generators.cpu_doubling import call_in_pairs
-from nnunetv2_freetumor.generators.grid import Grid, Volumes, from_grid, grid_offsets_mm, make_grid, to_grid
+from nnunetv2_freetumor.generators.grid import Grid, VolumeBatch, from_grid, grid_offsets_mm, make_grid, to_grid
 from nnunetv2_freetumor.intensity import scale_window
 from nnunetv2_freetumor.plan import Texture
 from nnunetv2_freetumor.synthesis.region import TAIL_MM, Look, Region, Volume
@@ -45,22 +45,22 @@ class LiteInputs(NamedTuple):
 
     inputs: Float[Tensor, "b 5 x y z"]  # window with the texture lesion, that lesion alone, distance, host, noise
     look: Float[Tensor, "b 8"]
-    hu: Volumes  # without any lesion
-    base_contrast: Volumes  # of `texture`, HU
-    envelope: Volumes  # 1 up to 1 mm outside, 0 from 3 mm outside on
-    host: Volumes
-    distance: Volumes  # mm
+    hu: VolumeBatch  # without any lesion
+    base_contrast: VolumeBatch  # of `texture`, HU
+    envelope: VolumeBatch  # 1 up to 1 mm outside, 0 from 3 mm outside on
+    host: VolumeBatch
+    distance: VolumeBatch  # mm
 
 
 class FreetumorInputs(NamedTuple):
     """What the published network and its insertion law see of one lesion (or of several), on the grid."""
 
-    image: Volumes  # the window scaled to 0..1
-    soft_mask: Volumes
-    texture_map: Volumes  # 0..1
-    hu: Volumes
-    host: Volumes
-    distance: Volumes  # mm
+    image: VolumeBatch  # the window scaled to 0..1
+    soft_mask: VolumeBatch
+    texture_map: VolumeBatch  # 0..1
+    hu: VolumeBatch
+    host: VolumeBatch
+    distance: VolumeBatch  # mm
     width_hu: Float[Tensor, "b 1 1 1 1"]  # of the window
 
 
@@ -98,7 +98,7 @@ def envelope(distance_mm: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     )
 
 
-def lite_residual(network: nn.Module, inputs: LiteInputs) -> Volumes:
+def lite_residual(network: nn.Module, inputs: LiteInputs) -> VolumeBatch:
     """Run the lite network: what it adds to `texture`, in HU on the grid."""
     return inputs.envelope * _run(network, inputs.inputs, inputs.look)
 
@@ -121,7 +121,7 @@ def freetumor_inputs(region: Region, look: Look, grid: Grid, window_hu: tuple[fl
 
 def freetumor_contrast(
     network: nn.Module, inputs: FreetumorInputs, sign: int, activation: str, channel: int | Int[Tensor, "b"]
-) -> Volumes:
+) -> VolumeBatch:
     """Run the published network and its insertion law: the contrast in HU on the grid.
 
     `channel` is the host's output channel, one for all lesions or one for each.

@@ -156,7 +156,7 @@ def available() -> list[tuple[Path, Card | str]]:
 
 
 def _outline(card: Card) -> nn.Module:
-    """Build the network without values: nothing is drawn, so the global random state stays as it is."""
+    """Build the network without values: no random numbers are drawn, so the global random state stays as it is."""
     with torch.device("meta"):
         return build_network(card.kind, len(card.hosts))
 
