@@ -14,7 +14,7 @@ from nnunetv2_freetumor.files.strict_json import (
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
-    Rule,
+    ValueRule,
     between,
     check,
     check_all,
@@ -29,7 +29,7 @@ RETIRED = {  # settings of earlier sections: what every one of them held, and wh
     "quality": ("by_size", 'write "min_quality": [0.7, 0.7, 0.7, 0.7] for what "published" asked'),
     "second_draw": (False, "delete it: rejected samples stay as they were"),
 }
-_RULES: dict[str, dict[str, Rule]] = {
+_RULES: dict[str, dict[str, ValueRule]] = {
     "SizeClass": dict.fromkeys(("weight", "ln_mm_sd"), NOT_NEGATIVE) | {"min_mm": POSITIVE},
     "Shape": dict.fromkeys(("roughness_ln_sd", "fine_share", "roughness", "lobe_odds"), NOT_NEGATIVE)
     | dict.fromkeys(("coarse_cells", "fine_cells"), between(2, 16))
@@ -40,23 +40,23 @@ _RULES: dict[str, dict[str, Rule]] = {
     )
     | dict.fromkeys(("necrotic_share", "rim_enhancing_share", "part_solid_share", "ground_glass_share"), SHARE)
     | dict.fromkeys(("edge_scale_mm", "fine_mm", "coarse_per_diameter"), POSITIVE)
-    | {"opacity": Rule("must be two rising shares between 0 and 1", lambda pair: 0 <= pair[0] <= pair[1] <= 1)},
+    | {"opacity": ValueRule("must be two rising shares between 0 and 1", lambda pair: 0 <= pair[0] <= pair[1] <= 1)},
     "Prior": dict.fromkeys(("exophytic_mm", "exophytic_per_diameter"), NOT_NEGATIVE)
     | {
-        "sizes": Rule("need one weight above 0", lambda sizes: sum(size.weight for size in sizes) > 0),
-        "lesions_per_patch": Rule(
+        "sizes": ValueRule("need one weight above 0", lambda sizes: sum(size.weight for size in sizes) > 0),
+        "lesions_per_patch": ValueRule(
             "must be weights of 1, 2, 3 ... lesions, one above 0", lambda w: bool(w) and min(w) >= 0 < sum(w)
         ),
     },
     "Target": {
-        "tumor_label": Rule("must be a foreground label", lambda label: label > 0),
+        "tumor_label": ValueRule("must be a foreground label", lambda label: label > 0),
         "host_hu": rising("HU values"),
     },
     "Section": {
-        "version": Rule("must be 1", lambda version: version == 1),
-        "targets": Rule("must hold at least one host/tumor pair", bool),
-        "min_quality": Rule("must be four shares", lambda shares: all(0 <= share <= 1 for share in shares)),
-        "seed": Rule("must lie between 0 and 2^31 - 1", lambda seed: 0 <= seed < 2**31),
+        "version": ValueRule("must be 1", lambda version: version == 1),
+        "targets": ValueRule("must hold at least one host/tumor pair", bool),
+        "min_quality": ValueRule("must be four shares", lambda shares: all(0 <= share <= 1 for share in shares)),
+        "seed": ValueRule("must lie between 0 and 2^31 - 1", lambda seed: 0 <= seed < 2**31),
     }
     | dict.fromkeys(("probability_tumor_free", "probability_tumor_bearing", "untouched_share"), SHARE)
     | dict.fromkeys(("min_accepted_share", "unlabeled_share"), SHARE)

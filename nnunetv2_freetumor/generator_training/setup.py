@@ -126,7 +126,7 @@ class GeneratorSetup(PoolMixin, SplitGuardMixin):
         read = filename_or_checkpoint
         plans = (read_checkpoint(read) if isinstance(read, str) else read)["init_args"]["plans"]
         ours = self.plans_manager.plans
-        if plan.SECTION in ours and ours[plan.SECTION] != plans[plan.SECTION]:
+        if plan.SECTION in ours and plan.read_section(ours[plan.SECTION]) != plan.read_section(plans[plan.SECTION]):
             self.print_to_log_file(
                 "FreeTumor generator: the plans' freetumor section has changed; this training continues with its "
                 "original section."

@@ -303,7 +303,9 @@ def model(folders, monkeypatch):
 def test_validation_predictions_are_scored_beside_summary_json(model, capsys):
     text = lesion_evaluation.evaluate_validation(model / "fold_0", model / "ref")
     assert (model / "fold_0/validation/freetumor_evaluation/evaluation.json").is_file()
-    assert text.startswith("FreeTumor: lesion-level evaluation of the validation cases\ntumor (label 2 in label 1): 2 lesions in 2 scans")
+    assert text.startswith(
+        "FreeTumor: lesion-level evaluation of the validation cases\ntumor (label 2 in label 1): 2 lesions in 2 scans"
+    )
 
 
 def test_a_label_free_set_is_scored_for_its_false_alarms(tmp_path):

@@ -108,6 +108,11 @@ def test_a_training_leaves_weights_card_curves_and_previews_and_can_be_continued
     assert (folder / trainer.CURVES_FILE).is_file() and (folder / "freetumor_preview_epoch_0000.png").is_file()
     assert (folder / "progress.png").is_file()
 
+    same = make(epochs=1)
+    same.plans_manager.plans["freetumor"] |= {"quality": "by_size", "second_draw": False}  # as it was written before
+    same.load_checkpoint(str(folder / "checkpoint_final.pth"))
+    assert "section has changed" not in Path(same.log_file).read_text()
+
     again = make(lesions_per_step=1, ema_decay=0.0, generator_rate=1e-5)
     again.num_epochs = 2
     again.load_checkpoint(str(folder / "checkpoint_final.pth"))
