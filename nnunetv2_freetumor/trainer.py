@@ -76,7 +76,9 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
         chosen = start.settle(section, self)
         generators = build_generators(chosen.generators, section, plans["transpose_forward"].index(0), device)
         x_mm, y_mm, z_mm = map(float, self.configuration_manager.spacing)
-        return Synthesizer(section, (x_mm, y_mm, z_mm), intensity.from_plans(plans), generators, chosen.gate)
+        return Synthesizer(
+            section, (x_mm, y_mm, z_mm), intensity=intensity.from_plans(plans), generators=generators, gate=chosen.gate
+        )
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
         """Pass the transforms before the split to the loaders, and keep those behind it."""
@@ -140,7 +142,9 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
         if plan.SECTION not in plans:
             self._section_source = "the dataset, derived now"
         folder, rank = self.preprocessed_dataset_folder_base, self.local_rank
-        section = start.resolve_section(plans, self.configuration_name, self.dataset_json, folder, rank, self.is_ddp)
+        section = start.resolve_section(
+            plans, self.configuration_name, self.dataset_json, folder, rank=rank, several_processes=self.is_ddp
+        )
         self.my_init_kwargs["plans"][plan.SECTION] = plans[plan.SECTION]
         return section
 
@@ -161,10 +165,8 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
         synthesis = self.planter(image, label, self.planter.draw(len(image), self.rng))
         self._counts.add(synthesis.counts)
         if self._preview_due:
-            self._preview_due = not figures.batch_preview(
-                image, synthesis.image, label, synthesis.label, synthesis.lesions, self.planter.intensity,
-                self.planter.spacing_mm, join(self.output_folder, PREVIEW),
-            )  # fmt: skip
+            path = join(self.output_folder, PREVIEW)
+            self._preview_due = not figures.batch_preview(image, label, synthesis, planter=self.planter, path=path)
         assert self.second_half is not None, "get_dataloaders has checked it"
         return augmentation.augment(self.second_half, synthesis.image, synthesis.label)
 

@@ -162,7 +162,8 @@ class Cutter:
         box = box_around(center, [self.window_mm / 2] * 3, self.data_mm, tuple(hu.shape))
         offsets = offsets_mm(box, center, self.data_mm, (1, 1, 1), device=hu.device)
         part, own = hu[box.slices()], host[box.slices()]
-        region = Region(part, own, own, torch.zeros_like(part), (1, 1, 1), offsets, self.data_mm)
+        outline = torch.zeros_like(part)  # nobody looks at it
+        region = Region(part, own, own, outline, subvoxels=(1, 1, 1), offsets_mm=offsets, spacing_mm=self.data_mm)
         grid = make_grid(region, self.spacing_mm, 8, self.sides)
         lesion = to_grid(tumor[box.slices()].float(), region, grid) >= 0.5
         around = to_grid(own.float(), region, grid) >= 0.5

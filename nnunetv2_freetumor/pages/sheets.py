@@ -46,7 +46,7 @@ class Views(NamedTuple):
         """Turn the arrays upright, and name the planes as radiologists do."""
         before_hu, after_hu, mask = (np.flip(array.transpose(turn.order), turn.flips) for array in self[:3])
         spacing_mm = tuple(self.spacing_mm[axis] for axis in turn.order)
-        return Views(before_hu, after_hu, mask, spacing_mm, ANATOMICAL_PLANES)
+        return Views(before_hu, after_hu, mask=mask, spacing_mm=spacing_mm, planes=ANATOMICAL_PLANES)
 
 
 class Turn(NamedTuple):

@@ -175,7 +175,7 @@ def _measure_files(case: CaseFiles, targets: tuple[Target, ...]) -> Notes:
     reader = case.reader()
     image, image_properties = _read(reader.read_images, case.images, case.images[0])
     label, label_properties = _read(reader.read_seg, case.label, case.label)
-    _check_grid(case, image, label, image_properties["spacing"], label_properties["spacing"])
+    _check_grid(case, image, label=label, image_mm=image_properties["spacing"], label_mm=label_properties["spacing"])
     check_finite(image, Path(case.images[0]))
     z_mm, y_mm, x_mm = map(float, image_properties["spacing"])
     return Notes(

@@ -107,7 +107,11 @@ def _measure_tumors(
         if statistics["voxel_counts"][index] < MIN_TUMOR_VOXELS or diameter_mm < MIN_DIAMETER_MM:
             continue
         box = _grow(statistics["bounding_boxes"][index], spacing_mm, hu.shape)
-        tumors.append(_measure_tumor(hu[box], components[box] == index, host[box], np.array(spacing_mm), diameter_mm))
+        tumors.append(
+            _measure_tumor(
+                hu[box], components[box] == index, host=host[box], step_mm=np.array(spacing_mm), diameter_mm=diameter_mm
+            )
+        )
     return tumors
 
 
@@ -135,7 +139,9 @@ def _measure_tumor(
         host_hu,
         contrast_hu,
         -contrast_hu / to_reference_hu if k_is_known else None,
-        *_fit_edge(hu, distance_mm, mask | host, host_hu, contrast_hu, diameter_mm),
+        *_fit_edge(
+            hu, distance_mm, inside=mask | host, host_hu=host_hu, contrast_hu=contrast_hu, diameter_mm=diameter_mm
+        ),
         _fine_sd(hu, core, step_mm),
         _fine_sd(hu, ring, step_mm),
         _texture_scale(hu, ring, step_mm),

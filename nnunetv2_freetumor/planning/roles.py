@@ -73,7 +73,9 @@ def resolve(dataset_json: dict[str, Any], dataset_name: str, given: list[Any] | 
     roles = []
     for (host, prior_name, side), candidates in _candidates(labels, lesions, dataset_name).items():
         tumor = _choose(candidates, host, labels)
-        roles.append(_role(prior_name, side, tumor, _find_host(labels, lesions, host, side), lesions))
+        roles.append(
+            _role(prior_name, side, tumor=tumor, host=_find_host(labels, lesions, host, side), lesions=lesions)
+        )
     if not roles:
         raise ValueError(
             _explain("dataset.json names no supported organ (liver, pancreas, kidney, lung) and tumor", labels)
@@ -175,7 +177,14 @@ def _choose(candidates: list[Label], host: str, labels: list[Label]) -> int:
 
 def _role(prior: str, side: str, tumor: int, host: tuple[int, ...], lesions: list[Label]) -> Role:
     keep_away = tuple(sorted(_values(lesions) | {tumor}))
-    return Role(f"{prior} {side}".strip(), host, None if host else LUNG_HU, tumor, keep_away, prior)
+    return Role(
+        f"{prior} {side}".strip(),
+        host,
+        host_hu=None if host else LUNG_HU,
+        tumor_label=tumor,
+        lesion_labels=keep_away,
+        prior_name=prior,
+    )
 
 
 def _read_given(labels: list[Label], lesions: list[Label], given: list[Any]) -> list[Role]:
@@ -192,7 +201,7 @@ def _read_given(labels: list[Label], lesions: list[Label], given: list[Any]) -> 
         host -= tumor | _values(others)
         if len(tumor) != 1 or not (host or (item["prior"] in ("lung", "covid19") and not hosts)):
             raise ValueError(_explain(f"The plans' {ROLES} need a tumor of one label and a host", labels))
-        role = _role(item["prior"], "", min(tumor), tuple(sorted(host)), others)
+        role = _role(item["prior"], "", tumor=min(tumor), host=tuple(sorted(host)), lesions=others)
         repeated = sum(role.prior_name == other.prior_name for other in roles)
         roles.append(role._replace(name=f"{role.name} {repeated + 1}" if repeated else role.name))
     return roles

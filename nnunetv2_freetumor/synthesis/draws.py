@@ -83,7 +83,7 @@ def _draw_one(lesions: int, candidates: int, rng: torch.Generator) -> Draw:
     shape = shapes.draw_shape((lesions,), rng)
     chances, contrast = torch.rand(lesions, _CHANCES, generator=rng), torch.randn(lesions, generator=rng)
     noise = torch.randn(lesions, 2, _TILE, _TILE, _TILE, generator=rng)
-    return Draw(decision, size, center, shape, LookDraw(chances, contrast, noise))
+    return Draw(decision, size, center=center, shape=shape, look=LookDraw(chances, contrast, noise))
 
 
 def _map_tensors(function: Callable[..., Tensor], *draws: Any) -> Any:
@@ -121,7 +121,7 @@ def blueprints_of(section: Section, spacing_mm: Spacing, draw: Draw, index: int)
 
 def _blueprints_of_target(prior: Prior, spacing_mm: Spacing, draw: Draw, index: int) -> list[Blueprint]:
     count = lesion_count(prior, draw.decision.lesions[index])
-    return [_blueprint(prior, spacing_mm, draw, index, lesion) for lesion in range(count)]
+    return [_blueprint(prior, spacing_mm, draw=draw, index=index, lesion=lesion) for lesion in range(count)]
 
 
 def lesion_count(prior: Prior, uniform: Float[Tensor, ""]) -> int:

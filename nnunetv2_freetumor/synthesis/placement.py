@@ -82,7 +82,9 @@ def place(
     tumor_free = ~real.flatten(1).any(1)
     plant, pick = (part.to(hu.device, non_blocking=True) for part in draw.decision[:2])
     center = CenterDraw(*(part.to(hu.device, non_blocking=True) for part in draw.center))
-    scene = _Scene(hu, label, spacing_mm, section.clearance_mm, _lesion_cells(real), center)
+    scene = _Scene(
+        hu, label, spacing_mm=spacing_mm, clearance_mm=section.clearance_mm, real=_lesion_cells(real), center=center
+    )
     organs = [hosts.host_mask(target, hu, label, spacing_mm) for target in section.targets]
     usable = torch.stack([_is_large_enough(*pair, spacing_mm) for pair in zip(section.targets, organs)], 1)
     found = [
@@ -95,7 +97,9 @@ def place(
     chosen = eligible & (plant < chance)
     placed = torch.stack([one.placed for one in found], 1)[rows, index] & chosen[:, None]
     centers = torch.stack([one.center for one in found], 1)[rows, index]
-    return Placement(Samples(usable.any(1), tumor_free, eligible, chosen), index, centers, placed, organs)
+    return Placement(
+        Samples(usable.any(1), tumor_free, eligible, chosen), index, center=centers, placed=placed, hosts=organs
+    )
 
 
 def _is_large_enough(target: Target, host: Bool[Tensor, "b 1 x y z"], spacing_mm: Spacing) -> Bool[Tensor, "b"]:
@@ -144,7 +148,11 @@ def _place_target(
     seeds = hosts.shell(host, _SHELL_MM, scene.spacing_mm) if target.prior.subpleural else host
     centers = _host_voxels(seeds, candidate) + jitter[:, :, None] - 0.5
     fits = _has_room(
-        _allowed(target, host, scene), centers, wanted.points_mm, scene.spacing_mm, target.prior.subpleural
+        _allowed(target, host, scene),
+        centers,
+        points_mm=wanted.points_mm,
+        spacing_mm=scene.spacing_mm,
+        anywhere=target.prior.subpleural,
     )
     gap = _clearance_mm(scene.real, centers.flatten(1, 2), scene.spacing_mm).reshape(candidate.shape)
     fits &= gap >= scene.clearance_mm + wanted.radius_mm[:, :, None]

@@ -79,7 +79,9 @@ def _measure(change: BeforeAfter, name: str, voxels: np.ndarray, spacing_mm: Seq
     host_hu = float(np.median(change.before_hu[box][_host(mask, change.label_before[box])]))
     core_hu = float(np.median(change.after_hu[box][_core(mask, spacing_mm)]))
     volume_mm3 = len(voxels) * math.prod(spacing_mm)
-    return Planted(tuple(voxels.mean(0).tolist()), volume_mm3, core_hu - host_hu, host_hu, name)
+    return Planted(
+        tuple(voxels.mean(0).tolist()), volume_mm3, contrast_hu=core_hu - host_hu, host_hu=host_hu, name=name
+    )
 
 
 def _core(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:

@@ -58,20 +58,22 @@ class Proposer:
     def __call__(self, hu: Float[Tensor, "b 1 x y z"], label: Int[Tensor, "b 1 x y z"], draw: Draw) -> Proposals:
         """Propose what the draw says."""
         blueprints = [blueprints_of(self.section, self.spacing_mm, draw, index) for index in range(len(hu))]
-        placement = place(self.section, self.spacing_mm, hu, label, draw, blueprints)
+        placement = place(self.section, self.spacing_mm, hu=hu, label=label, draw=draw, blueprints=blueprints)
         spots = _spots(placement, blueprints)
         return Proposals(
-            placement, [self._propose(spot, placement.hosts[spot.target], hu, label, draw) for spot in spots]
+            placement,
+            [self._propose(spot, placement.hosts[spot.target], hu=hu, label=label, draw=draw) for spot in spots],
         )
 
     def _propose(self, spot: _Spot, hosts: Tensor, hu: Tensor, label: Tensor, draw: Draw) -> Proposal:
         target, (diameter_mm, body) = self.section.targets[spot.target], spot.blueprint
-        site = Site(spot.sample, spot.target, spot.center, diameter_mm, self._box(spot, target, hu.shape[2:]))
+        box = self._box(spot, target, hu.shape[2:])
+        site = Site(spot.sample, spot.target, center=spot.center, diameter_mm=diameter_mm, box=box)
         chances, contrast, noise = (part[spot.sample, spot.lesion] for part in draw.look)
         look = Look(diameter_mm, Chances(*chances.tolist()[: len(Chances._fields)]), float(contrast), noise)
-        region = self._region(site, target, hosts, hu, label, body, noise)
+        region = self._region(site, target, hosts=hosts, hu=hu, label=label, body=body, noise=noise)
         lesion, fits = _outline(region, target)
-        return Proposal(site, region, look, lesion, fits)
+        return Proposal(site, region, look=look, lesion=lesion, fits=fits)
 
     def _box(self, spot: _Spot, target: Target, shape: tuple[int, ...]) -> Box:
         reach = spot.blueprint.body.reach_mm
@@ -87,15 +89,27 @@ class Proposer:
         at = (slice(site.sample, site.sample + 1), slice(None), *site.box.slices())
         part, labels = hu[at], label[at]
         host = hosts[at][0, 0]
-        allowed = host | _fat_beyond(target, site.diameter_mm, part, labels, host, self.spacing_mm)
-        offsets = offsets_mm(site.box, site.center, self.spacing_mm, (1, 1, 1), hu.device)
+        allowed = host | _fat_beyond(
+            target, site.diameter_mm, hu=part, label=labels, host=host, spacing_mm=self.spacing_mm
+        )
+        offsets = offsets_mm(site.box, site.center, spacing_mm=self.spacing_mm, subvoxels=(1, 1, 1), device=hu.device)
         subvoxels = self.subvoxels if target.prior.shape.kind == "blob" else (1, 1, 1)
         if target.prior.shape.kind == "patchy":
-            distance = patchy.signed_distance_mm(host, offsets, noise, site.diameter_mm, self.spacing_mm)
+            distance = patchy.signed_distance_mm(
+                host, offsets, tiles=noise, diameter_mm=site.diameter_mm, spacing_mm=self.spacing_mm
+            )
         else:
-            fine = offsets_mm(site.box, site.center, self.spacing_mm, subvoxels, hu.device)
+            fine = offsets_mm(site.box, site.center, spacing_mm=self.spacing_mm, subvoxels=subvoxels, device=hu.device)
             distance = shapes.signed_distance_mm(body.surface, fine)
-        return Region(part[0, 0], host, allowed, distance, subvoxels, offsets, self.spacing_mm)
+        return Region(
+            part[0, 0],
+            host,
+            allowed=allowed,
+            distance_mm=distance,
+            subvoxels=subvoxels,
+            offsets_mm=offsets,
+            spacing_mm=self.spacing_mm,
+        )
 
 
 def _fat_beyond(
@@ -130,5 +144,5 @@ def _spots(placement: Placement, blueprints: list[list[list[Blueprint]]]) -> lis
         for index, (target, placed, *center) in enumerate(lesions):
             if placed:
                 blueprint = blueprints[sample][int(target)][index]
-                spots.append(_Spot(sample, int(target), index, center, blueprint))
+                spots.append(_Spot(sample, int(target), lesion=index, center=center, blueprint=blueprint))
     return spots

@@ -73,7 +73,9 @@ def build(shape: Shape, diameter_mm: float, draw: ShapeDraw) -> Body:
     amplitude = roughness(shape, diameter_mm) * math.exp(shape.roughness_ln_sd * float(draw.normal[2].clamp(-2, 2)))
     field = min(amplitude, MAX_ROUGHNESS) * noise_field(shape, draw.control)
     centers, scales = _lobes(shape, field, draw)
-    return _scale_to_volume(diameter_mm, axes, _rotation(draw.normal[3:]), field, centers, scales)
+    return _scale_to_volume(
+        diameter_mm, axes, rotation=_rotation(draw.normal[3:]), field=field, centers=centers, scales=scales
+    )
 
 
 def roughness(shape: Shape, diameter_mm: float) -> float:
@@ -172,7 +174,7 @@ def _scale_to_volume(
     inner = torch.searchsorted(volume.flatten().cumsum(0) / volume.sum(), _middles(INTERIOR_POINTS))
     interior = points.reshape(-1, 3)[inner.clamp_max(volume.numel() - 1)]
     return Body(
-        Surface(axes_mm, rotation, field, (centers * axes_mm) @ rotation, scales),
+        Surface(axes_mm, rotation, field=field, centers_mm=(centers * axes_mm) @ rotation, scales=scales),
         reach_mm=(1.02 * outline_mm.abs().amax(0)).tolist(),  # 2 %: the surface between two probes
         radius_mm=1.02 * float(outline_mm.norm(dim=1).max()),
         interior_mm=(interior * axes_mm) @ rotation,

@@ -112,7 +112,16 @@ class Synthesizer:
             view = (site.sample, 0, *site.box.slices())
             where = Where(proposal.lesion, changeable, kept)
             tumor = self.section.targets[site.target].tumor_label
-            changes.append(compose(image[view], label[view], contrast, where, tumor, self.intensity))
+            changes.append(
+                compose(
+                    image[view],
+                    label[view],
+                    contrast_hu=contrast,
+                    where=where,
+                    tumor_label=tumor,
+                    intensity=self.intensity,
+                )
+            )
         return _Composed(image, label, changes)
 
 

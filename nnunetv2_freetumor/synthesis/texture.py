@@ -44,15 +44,19 @@ def analyze(region: Region) -> Background:
     host = region.host.float()
     beyond = (region.allowed & ~region.host).float()
     middle = masked_mean(region.hu, host)
-    inner = masked_blur(region.hu, host, STRUCTURE_MM, region.spacing_mm, middle)
-    outer = masked_blur(region.hu, beyond, STRUCTURE_MM, region.spacing_mm, masked_mean(region.hu, beyond))
+    inner = masked_blur(region.hu, host, sigma_mm=STRUCTURE_MM, spacing_mm=region.spacing_mm, otherwise=middle)
+    outer = masked_blur(
+        region.hu, beyond, sigma_mm=STRUCTURE_MM, spacing_mm=region.spacing_mm, otherwise=masked_mean(region.hu, beyond)
+    )
     structure = torch.where(region.host, inner, outer)
     plain = host
     for _ in range(2):
         middle = masked_mean(inner, plain)
         spread = masked_mean((inner - middle).square(), plain).sqrt()
         plain = host * ((inner - middle).abs() <= 1.5 * spread + 1.0)
-    trend = masked_blur(inner, plain, TREND_MM, region.spacing_mm, masked_mean(inner, plain))
+    trend = masked_blur(
+        inner, plain, sigma_mm=TREND_MM, spacing_mm=region.spacing_mm, otherwise=masked_mean(inner, plain)
+    )
     vessel = region.host & ((inner - trend).abs() > _VESSEL_SPREADS * spread + 1.0)
     return Background(structure, trend, _noise(region, structure, plain, vessel), masked_mean(inner, plain))
 
@@ -84,10 +88,10 @@ def texture_contrast(region: Region, texture: Texture, look: Look) -> Volume:
     profile = _profile(region, texture, 0.0)
     variety = heterogeneity(region, texture, look)
     variety = variety - (variety * profile).sum((1, 2, 3), keepdim=True) / profile.sum().clamp_min(1e-3)
-    inside = behind.trend + drop + variety.sum(0) + _necrosis(region, texture, look, core, variety[1])
+    inside = behind.trend + drop + variety.sum(0) + _necrosis(region, texture, look=look, core=core, coarse=variety[1])
     solid = inside + behind.noise - region.hu
-    glass = _glass(region, behind, core, variety[1], texture, look)
-    rim = _rim(region, texture, look, profile, drop)
+    glass = _glass(region, behind, core=core, coarse=variety[1], texture=texture, look=look)
+    rim = _rim(region, texture, look=look, profile=profile, drop=drop)
     matter, share = look.chances.matter, texture.ground_glass_share
     if matter < share:
         return profile * glass

@@ -23,7 +23,11 @@ class PairsOnCpu(nnUNetTrainer):
         """Build the network as nnU-Net does; its weights are nnU-Net's."""
         return compute_in_pairs(
             nnUNetTrainer.build_network_architecture(
-                plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+                plans_manager,
+                configuration_manager,
+                num_input_channels=num_input_channels,
+                num_output_channels=num_output_channels,
+                enable_deep_supervision=enable_deep_supervision,
             )
         )
 

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from nnunetv2_freetumor.intensity import Intensity
 from nnunetv2_freetumor.pages.sheets import (
     MOST_ROWS,
     SIZE_CLASS_COLORS,
@@ -21,39 +20,33 @@ from nnunetv2_freetumor.pages.sheets import (
 )
 from nnunetv2_freetumor.plan import SIZE_NAMES
 from nnunetv2_freetumor.synthesis.planted import Aim, BeforeAfter
-from nnunetv2_freetumor.synthesis.planter import ACCEPTED, JUDGED, Lesion
+from nnunetv2_freetumor.synthesis.planter import ACCEPTED, JUDGED, Planter, Synthesis
 
 
 def batch_preview(
-    before: Float[Tensor, "b 1 x y z"],
-    after: Float[Tensor, "b 1 x y z"],
-    label_before: Int[Tensor, "b 1 x y z"],
-    label_after: Int[Tensor, "b 1 x y z"],
-    lesions: Sequence[Lesion],
-    intensity: Intensity,
-    spacing_mm: tuple[float, float, float],
+    image: Float[Tensor, "b 1 x y z"],
+    label: Int[Tensor, "b 1 x y z"],
+    synthesis: Synthesis,
+    planter: Planter,
     path: str | Path,
 ) -> bool:
-    """Draw what was planted into a batch, if anything was: images in z-scores, axes as nnU-Net loads them."""
-    if not any(bool(lesion.change.kept) for lesion in lesions):
-        return False
+    """Plot what was planted into a batch, if anything was: images in z-scores, axes as nnU-Net loads them."""
+    kept = [lesion.site for lesion in synthesis.lesions if lesion.change.kept]
     pictures = []
-    for sample in sorted({lesion.site.sample for lesion in lesions}):
-        images = (intensity.to_hu(image[sample, 0].float()).cpu().numpy() for image in (before, after))
-        labels = (label[sample, 0].cpu().numpy() for label in (label_before, label_after))
-        aims = [
-            Aim(lesion.site.center, lesion.site.diameter_mm, f"sample {sample + 1}")
-            for lesion in lesions
-            if lesion.site.sample == sample and lesion.change.kept
-        ]
-        pictures += pictures_of(BeforeAfter(*images, *labels), aims, spacing_mm)
+    for sample in sorted({site.sample for site in kept}):
+        images = (planter.intensity.to_hu(z[sample, 0].float()).cpu().numpy() for z in (image, synthesis.image))
+        labels = (values[sample, 0].cpu().numpy() for values in (label, synthesis.label))
+        aims = [Aim(s.center, s.diameter_mm, f"sample {sample + 1}") for s in kept if s.sample == sample]
+        pictures += pictures_of(BeforeAfter(*images, *labels), aims, planter.spacing_mm)
+    if not pictures:
+        return False
     lesion_sheet(pictures[:MOST_ROWS], path, "Planted into the first batch that got a lesion")
     return True
 
 
 @style.context("default")  # nnU-Net's own figure leaves very large fonts behind
 def counts_curve(history: Mapping[str, Sequence[float]], path: str | Path) -> None:
-    """Draw what every epoch saw, planted by size class and, with a judge, how much of each size it accepted."""
+    """Plot what every epoch saw, planted by size class and, with a judge, how much of each size it accepted."""
     judged = any(np.nansum(history[name]) for name in JUDGED)
     figure = Figure(figsize=(9, 8.5 if judged else 6), facecolor="white", layout="constrained")
     samples, sizes, *shares = panels = figure.subplots(3 if judged else 2, 1, sharex=True)
@@ -64,7 +57,7 @@ def counts_curve(history: Mapping[str, Sequence[float]], path: str | Path) -> No
         sizes.bar(range(len(floor)), np.nan_to_num(history[name]), bottom=floor, width=1.0, color=color, label=name)
         floor = floor + np.nan_to_num(history[name])
     for axes in shares:
-        _draw_accepted(axes, history)
+        _plot_accepted(axes, history)
     samples.xaxis.set_major_locator(MaxNLocator(integer=True))
     samples.set_ylabel("samples per epoch")
     sizes.set_ylabel("lesions per epoch")
@@ -77,7 +70,7 @@ def counts_curve(history: Mapping[str, Sequence[float]], path: str | Path) -> No
     save_figure(figure, path)
 
 
-def _draw_accepted(axes: Axes, history: Mapping[str, Sequence[float]]) -> None:
+def _plot_accepted(axes: Axes, history: Mapping[str, Sequence[float]]) -> None:
     for name, color, accepted, judged in zip(SIZE_NAMES, SIZE_CLASS_COLORS, ACCEPTED, JUDGED):
         epochs = np.asarray(history[judged], dtype=float)
         share = np.divide(history[accepted], epochs, out=np.full(len(epochs), np.nan), where=epochs > 0)

@@ -57,7 +57,9 @@ def resolve_judge(section: Section, trainer: nnUNetTrainer) -> JudgeGate | None:
     )
     x_mm, y_mm, z_mm = map(float, trainer.configuration_manager.spacing)
     own = intensity.from_plans(trainer.plans_manager.plans)
-    return JudgeGate(segmenter, section, channels, (x_mm, y_mm, z_mm), own, judge=str(place))
+    return JudgeGate(
+        segmenter, section, channels=channels, spacing_mm=(x_mm, y_mm, z_mm), intensity=own, judge=str(place)
+    )
 
 
 def baseline_folder(trainer: nnUNetTrainer) -> Path:

@@ -105,7 +105,7 @@ def load_segmenter(model_folder: str | Path, fold: int | str, device: torch.devi
     manager = PlansManager(plans)
     configuration = manager.get_configuration(checkpoint["init_args"]["configuration"])
     _check_kind(folder, manager, configuration, dataset_json)
-    network = _build_network(path, checkpoint, manager, configuration, dataset_json)
+    network = _build_network(path, checkpoint, manager=manager, configuration=configuration, dataset_json=dataset_json)
     spacing_mm, patch, axes = configuration.spacing, configuration.patch_size, manager.transpose_forward
     return FrozenSegmenter(
         name=f"{folder.name}/fold_{fold}",

@@ -48,7 +48,9 @@ def settle(section: Section, trainer: nnUNetTrainer) -> Chosen:
     else:
         validation = [] if section.generator == "texture" else trainer.do_split()[1]
         plans = trainer.plans_manager.plans
-        generators = choose_generators(section, plans, trainer.configuration_name, trainer.fold, validation)
+        generators = choose_generators(
+            section, plans, configuration=trainer.configuration_name, fold=trainer.fold, validation_cases=validation
+        )
         gate = resolve_judge(section, trainer)
         if trainer.local_rank == 0:
             write_json(_to_json(generators, gate), record)

@@ -4,14 +4,16 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from synthesis_examples import make_section
 
 from nnunetv2_freetumor.intensity import Intensity
 from nnunetv2_freetumor.pages import sheets
 from nnunetv2_freetumor.pages.sheets import Picture, Views, lesion_sheet, pictures_of, upright, window_hu
 from nnunetv2_freetumor.synthesis import compose
 from nnunetv2_freetumor.synthesis.planted import Aim, BeforeAfter, measure_planted
-from nnunetv2_freetumor.synthesis.planter import COUNTS, JUDGED, Lesion
+from nnunetv2_freetumor.synthesis.planter import COUNTS, JUDGED, Lesion, Synthesis
 from nnunetv2_freetumor.synthesis.region import Site
+from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
 from nnunetv2_freetumor.synthesis.volume import Box
 from nnunetv2_freetumor.training import figures
 from nnunetv2_freetumor.training.figures import batch_preview, counts_curve
@@ -145,7 +147,10 @@ def test_a_batch_is_drawn_from_z_scores(monkeypatch):
     ]
     drawn = []
     monkeypatch.setattr(figures, "lesion_sheet", lambda pictures, *_: drawn.extend(pictures))
-    batch_preview(before, after, *labels, lesions, window, SPACING_MM, "unused.png")
+    label_before, label_after = labels
+    synthesis = Synthesis(after, label_after, lesions, counts={})
+    planter = Synthesizer(make_section(), SPACING_MM, window)
+    assert batch_preview(before, label_before, synthesis, planter, "unused.png")
     assert [picture.caption[:8] for picture in drawn] == ["sample 1"], "a lesion that did not stay is not drawn"
     assert drawn[0].caption.endswith("-50 HU") and drawn[0].host_hu == pytest.approx(100, abs=1e-3)
 
