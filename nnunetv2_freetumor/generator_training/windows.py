@@ -93,13 +93,12 @@ class Cutter:
         kind = type(prepared[0].inputs)
         names = [target.prior.name for target in targets]
         channels = [list(dict.fromkeys(names)).index(name) for name in names]
+        own, device = [channels[one.proposal.site.target] for one in prepared], prepared[0].support.device
         return Synthetic(
             inputs=kind(*(torch.cat(parts) for parts in zip(*(one.inputs for one in prepared)))),
             windows=join_windows([one.window for one in prepared]),
             support=torch.cat([one.support for one in prepared]),
-            channel=torch.tensor(
-                [channels[one.proposal.site.target] for one in prepared], device=prepared[0].support.device
-            ),
+            channel=torch.tensor(own, device=device),
             lesions=[Placed(one.proposal, one.region, one.grid) for one in prepared],
             target=prepared[0].proposal.site.target,
         )
