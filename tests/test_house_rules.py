@@ -91,6 +91,46 @@ def test_no_module_is_a_drawer_or_a_script(path):
     assert "__main__" not in path.read_text(encoding="utf-8")
 
 
+def underscored(node, context):
+    """Name the members with an underscore in front that a class stores in, or reads from, itself."""
+    return {
+        one.attr
+        for one in ast.walk(node)
+        if isinstance(one, ast.Attribute) and isinstance(one.ctx, context) and isinstance(one.value, ast.Name)
+        and one.value.id in ("self", "cls") and re.match("_[^_]", one.attr)
+    }  # fmt: skip
+
+
+def ancestors(node, classes):
+    """Yield the classes of this package that a class inherits from."""
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id in classes:
+            yield classes[base.id]
+            yield from ancestors(classes[base.id][1], classes)
+
+
+def test_no_class_reaches_into_the_underscore_names_of_another_module_s_class():
+    found = [(path, node) for path in SOURCES for node in parse(path).body if isinstance(node, ast.ClassDef)]
+    classes = {node.name: (path, node) for path, node in found}
+    inherited = []
+    for path, node in found:
+        for other, base in ancestors(node, classes):
+            names = {one.name for one in functions(base) if re.match("_[^_]", one.name)} | underscored(base, ast.Store)
+            inherited += [(node.name, base.name)] if path != other else []
+            assert path == other or not names & underscored(node, ast.Load), f"{node.name} uses {base.name}'s {names}"
+    assert len(inherited) > 10, "this looks at the classes it means"
+
+
+def test_no_module_reads_another_objects_underscore_names():
+    foreign = {"os._exit", "DefaultPreprocessor._sample_foreground_locations"}  # no public name does this
+    tuples = {"_asdict", "_replace", "_fields", "_make"}
+    for path in SOURCES:
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr) and isinstance(node.value, ast.Name):
+                known = node.value.id in ("self", "cls") or node.attr in tuples or ast.unparse(node) in foreign
+                assert known, f"{path.name}: {ast.unparse(node)}"
+
+
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 def test_no_file_says_what_it_should_not(path):
     text = path.read_text(encoding="utf-8")
