@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from nnunet_folders import LIVER, write_volume
 
-from nnunetv2_freetumor.evaluation.inputs import Cohort, Files
+from nnunetv2_freetumor.evaluation.inputs import Cohort, PredictedCase
 from nnunetv2_freetumor.evaluation.results import OTHER, OURS, Evaluation, PairResult
 from nnunetv2_freetumor.evaluation.scores import (
     ALL_SIZES,
@@ -128,5 +128,5 @@ def evaluation(other: bool = True, froc: bool = True) -> Evaluation:
 
 def cohort(folders: Folders) -> Cohort:
     """Give the files of `two_cases`."""
-    files = [Files(n, n, folders / f"ref/{n}.nii.gz", folders / f"pred/{n}.nii.gz", None) for n in "ab"]
+    files = [PredictedCase(n, n, folders / f"ref/{n}.nii.gz", folders / f"pred/{n}.nii.gz", None) for n in "ab"]
     return Cohort(tuple(files), ())

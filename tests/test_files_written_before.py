@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from nnunetv2_freetumor.cluster.reports import CaseReport, write_reports
 from nnunetv2_freetumor.evaluation.command import evaluate_command
-from nnunetv2_freetumor.evaluation.inputs import read_labels
+from nnunetv2_freetumor.evaluation.inputs import read_scored_labels
 from nnunetv2_freetumor.experiments.study.design import Budget, Setting
 from nnunetv2_freetumor.experiments.study.place import Prepared
 from nnunetv2_freetumor.experiments.study.protocol import freeze
@@ -376,7 +376,7 @@ def test_a_frozen_protocol_is_taken_for_what_would_be_frozen_now(plans, dataset_
     for name, value in (("nnUNetPlans", plans), ("dataset", dataset_json)):
         (folder / f"{name}.json").write_text(json.dumps(value))
     (tmp_path / "protocol.json").write_text(text_of("study/protocol.json"))
-    labels = read_labels(folder / "dataset.json", folder / "nnUNetPlans.json")
+    labels = read_scored_labels(folder / "dataset.json", folder / "nnUNetPlans.json")
     place = Place(tmp_path, protocol["dataset"], CONFIGURATION, "cpu", True, tmp_path, tmp_path, labels, {})
     settings = [Setting(**setting) for setting in protocol["settings"]]
     prepared = Prepared(place, folder, plans, protocol["test"])

@@ -20,7 +20,7 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from nnunetv2_freetumor.evaluation.resampling import Values, Weights, bound, paired_difference, resample, swap
+from nnunetv2_freetumor.evaluation.resampling import Values, Weights, bound, paired_difference, resample_patients, swap
 from nnunetv2_freetumor.evaluation.scores import Difference, Estimate
 from nnunetv2_freetumor.experiments.realism.features import FEATURES, GROUPS
 
@@ -110,7 +110,7 @@ def auc_of(votes: Votes, patient: Int[np.ndarray, "lesions"], seed: int) -> Esti
     wins = count_wins(votes, patient)
     patients = len(wins.real)
     value = float(wins.at(np.ones((1, patients)))[0])
-    interval = bound(value, len(patient), wins.at(resample(patients, seed)), "share")
+    interval = bound(value, len(patient), wins.at(resample_patients(patients, seed)), "share")
     return interval._replace(count=len(patient))
 
 
@@ -119,7 +119,7 @@ def compare(first: Votes, second: Votes, patient: Int[np.ndarray, "lesions"], se
     patients = int(patient.max()) + 1
     both = Votes(*(np.concatenate(parts) for parts in zip(first, second)))
     wins = count_wins(both, np.concatenate([patient, patient + patients]))
-    return paired_difference(wins.at, resample(patients, seed), swap(patients, seed), len(patient))
+    return paired_difference(wins.at, resample_patients(patients, seed), swap(patients, seed), len(patient))
 
 
 def halves(pairs: Pairs, seed: int) -> Pairs:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnunetv2_freetumor import startup
-from nnunetv2_freetumor.evaluation.inputs import read_labels
+from nnunetv2_freetumor.evaluation.inputs import read_scored_labels
 from nnunetv2_freetumor.experiments.steps import RESULTS, Runner
 from nnunetv2_freetumor.experiments.steps import environment as own_environment
 from nnunetv2_freetumor.experiments.study import data
@@ -57,7 +57,7 @@ def prepare(root: Path, wish: Wish, budget: Budget, device: str, jobs: int) -> P
         mirroring=budget.recipe == "nnunet",
         images=raw / "imagesTs",
         references=raw / "labelsTs",
-        labels=read_labels(folder / "dataset.json", folder / f"{name}.json"),
+        labels=read_scored_labels(folder / "dataset.json", folder / f"{name}.json"),
         environment=environment,
     )
     test = data.test_step(root).command if wish.dataset is None else f"{raw}/imagesTs and labelsTs"

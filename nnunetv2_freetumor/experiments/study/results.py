@@ -11,7 +11,7 @@ import torch
 from nnunetv2_freetumor import __version__
 from nnunetv2_freetumor.evaluation.comparison import Rate, compare_at, sensitivity_at
 from nnunetv2_freetumor.evaluation.scores import ALL_SIZES, CaseScore, Difference, Estimate, Rule, size_names
-from nnunetv2_freetumor.evaluation.summary import summarize
+from nnunetv2_freetumor.evaluation.summary import summarize_pair
 from nnunetv2_freetumor.experiments.study.design import BASELINE
 
 MATCHED = 1.0  # false positives per scan at which sensitivities are compared
@@ -55,7 +55,7 @@ def rows_of(readings: Mapping[tuple[str, str], Readings], rule: Rule, baseline: 
 
 def _row(setting: str, arm: str, read: Readings, baseline: Readings | None, rule: Rule) -> Row:
     runs = list(read.scores.values())
-    summary = summarize(arm, [score for scores in runs for score in scores], rule)
+    summary = summarize_pair(arm, [score for scores in runs for score in scores], rule)
     names = (*size_names(rule.bounds_mm), ALL_SIZES)
     found, in_host = (
         {name: sensitivity_at(runs, Rate(MATCHED, name, inside), rule) for name in names} for inside in (False, True)
