@@ -22,11 +22,17 @@ from nnunetv2_freetumor.cluster.reports import CaseReport, write_reports
 from nnunetv2_freetumor.evaluation.command import evaluate_command
 from nnunetv2_freetumor.evaluation.inputs import read_scored_labels
 from nnunetv2_freetumor.experiments.study.design import Budget, Setting
-from nnunetv2_freetumor.experiments.study.place import Prepared
+from nnunetv2_freetumor.experiments.study.preparation import Prepared
 from nnunetv2_freetumor.experiments.study.protocol import freeze
-from nnunetv2_freetumor.experiments.study.results import Readings, machine, rows_of
-from nnunetv2_freetumor.experiments.study.results import to_json as rows_to_json
-from nnunetv2_freetumor.experiments.study.trials import RULE, Place, scores_from_json, scores_to_json
+from nnunetv2_freetumor.experiments.study.results import ArmScores, arm_results, machine
+from nnunetv2_freetumor.experiments.study.results import results_to_json as rows_to_json
+from nnunetv2_freetumor.experiments.study.trials import (
+    RULE,
+    HeldOutCases,
+    StudyContext,
+    scores_from_json,
+    scores_to_json,
+)
 from nnunetv2_freetumor.files.hashes import read_contents
 from nnunetv2_freetumor.generator_training.adversaries import ADVERSARIES
 from nnunetv2_freetumor.generator_training.log import KEY as GENERATOR_KEY
@@ -377,9 +383,11 @@ def test_a_frozen_protocol_is_taken_for_what_would_be_frozen_now(plans, dataset_
         (folder / f"{name}.json").write_text(json.dumps(value))
     (tmp_path / "protocol.json").write_text(text_of("study/protocol.json"))
     labels = read_scored_labels(folder / "dataset.json", folder / "nnUNetPlans.json")
-    place = Place(tmp_path, protocol["dataset"], CONFIGURATION, "cpu", True, tmp_path, tmp_path, labels, {})
+    context = StudyContext(
+        tmp_path, protocol["dataset"], CONFIGURATION, "cpu", True, HeldOutCases(tmp_path, tmp_path, labels), {}
+    )
     settings = [Setting(**setting) for setting in protocol["settings"]]
-    prepared = Prepared(place, folder, plans, protocol["test"])
+    prepared = Prepared(context, folder, plans, protocol["test"])
     runs = freeze(prepared, Budget(**protocol["budget"]), settings, protocol["seeds"])
     assert [to_json(run) for run in runs] == protocol["runs"]
     assert (tmp_path / "protocol.json").read_text() == text_of("study/protocol.json")
@@ -391,8 +399,8 @@ def test_what_a_trial_scored_is_read_and_sums_up_to_the_same_row():
     scores = scores_from_json(done["scores"])
     assert_alike(done["scores"], json.loads(json.dumps(scores_to_json(scores))))
     before = results["rows"][-1]
-    readings = {(before["setting"], before["arm"]): Readings(before["title"], {0: scores})}
-    (now,) = json.loads(json.dumps(rows_to_json(rows_of(readings, RULE))))
+    readings = {(before["setting"], before["arm"]): ArmScores(before["title"], {0: scores})}
+    (now,) = json.loads(json.dumps(rows_to_json(arm_results(readings, RULE))))
     over_the_baseline = {"gain": before["gain"], "in_host_gain": before["in_host_gain"]}
     assert_alike(before, now | over_the_baseline)
     assert list(results) == ["machine", "seconds", "rows"] and list(machine("cpu")) == list(results["machine"])

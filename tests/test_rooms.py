@@ -28,12 +28,12 @@ ROOMS = {
     "offline": "files settings cluster synthesis pages planning generators training",
     "generator_training": "files settings synthesis pages generators training pool",
     "doors": "settings synthesis planning generators training pool",
-    "experiments": "files doors",
+    "experiments": "files settings synthesis doors",
     "experiments/phantom": "files cluster",
     "experiments/demo": "files pages training doors experiments experiments/phantom",
-    "experiments/bench": "files settings training doors",
+    "experiments/bench": "files settings training doors experiments",
     "experiments/bundled": "files settings generators training doors experiments experiments/phantom",
-    "experiments/realism": "files settings synthesis pages planning generators evaluation training offline "
+    "experiments/realism": "files settings synthesis pages planning generators evaluation training offline experiments "
     "experiments/phantom",
     "experiments/study": "files settings cluster synthesis planning generators evaluation training doors "
     "experiments experiments/phantom",

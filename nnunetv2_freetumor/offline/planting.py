@@ -22,8 +22,8 @@ from nnunetv2_freetumor.synthesis.region import Generator
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
 from nnunetv2_freetumor.synthesis.volume import Spacing
 
-CANDIDATES = 256  # places to try for one lesion
-TRIES = 12  # lesions to draw until one finds a place
+CANDIDATES_PER_LESION = 256  # places to try for one lesion
+TRIES_PER_LESION = 12  # lesions to draw until one finds a place
 PLAUSIBLE_HOST_HU = (-1000.0, 400.0)
 
 
@@ -118,8 +118,8 @@ def _plant_one_by_one(before: _Volume, synthesizer: Synthesizer, lesions: int) -
     rng = torch.Generator().manual_seed(synthesizer.section.seed)
     volume, places, targets = before, [], synthesizer.section.targets
     for _ in tqdm(range(lesions), desc="planting", unit="lesion", disable=None):
-        for _ in range(TRIES):
-            hu, label, drawn, _ = synthesizer(*volume, synthesizer.draw(1, rng, CANDIDATES))
+        for _ in range(TRIES_PER_LESION):
+            hu, label, drawn, _ = synthesizer(*volume, synthesizer.draw(1, rng, CANDIDATES_PER_LESION))
             if kept := [lesion for lesion in drawn if lesion.change.kept]:
                 break
         else:

@@ -139,7 +139,7 @@ def test_a_lung_without_a_label_is_found(raw):
 
 
 def test_more_lesions_than_fit_are_said(raw, capsys, monkeypatch):
-    monkeypatch.setattr(planting, "TRIES", 2)
+    monkeypatch.setattr(planting, "TRIES_PER_LESION", 2)
     record = plant(raw, lesions=9, diameter_mm=30.0)
     planted = len(record["lesions"])
     assert 1 <= planted < 9

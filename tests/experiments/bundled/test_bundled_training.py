@@ -26,10 +26,10 @@ CHANGES = {
     "judge_weight": 0.0,
 }
 SMALL = {
-    "PHANTOMS": 2,
+    "_PHANTOM_CASES": 2,
     "VARIANTS": 1,
     "CPU_CHANGES": CHANGES,
-    "FINE": {"spacing": [6.0, 3.0, 3.0], "patch_size": [16, 32, 32], "batch_size": 2},
+    "_FINE": {"spacing": [6.0, 3.0, 3.0], "patch_size": [16, 32, 32], "batch_size": 2},
     "write_cohort": functools.partial(write_cohort, pixel_mm=(3.0, 3.0), slice_mm=(6.0, 6.0)),
 }
 

@@ -289,10 +289,10 @@ def test_a_cohort_can_have_more_tumors_and_no_tumor_free_cases(tmp_path, monkeyp
     asked = []
     monkeypatch.setattr(phantom_cohort, "_fill", asked.append)
     write_cohort(tmp_path, 40, lesions=(3, 6), tumor_free_every=0)
-    assert {order.lesions for order in asked} == {3, 4, 5, 6}
+    assert {spec.lesions for spec in asked} == {3, 4, 5, 6}
     asked.clear()
     write_cohort(tmp_path, 40, tumor_free_every=10)
-    assert [order.lesions for order in asked].count(0) == 4
+    assert [spec.lesions for spec in asked].count(0) == 4
 
 
 @pytest.mark.parametrize(
