@@ -42,7 +42,7 @@ from nnunetv2_freetumor.generator_training.step import Networks
 from nnunetv2_freetumor.generators.networks import FreeTumorNet, LiteNet
 from nnunetv2_freetumor.generators.weights import load_generator
 from nnunetv2_freetumor.offline.dataset import synthesize_dataset
-from nnunetv2_freetumor.offline.provenance import read_record as read_provenance
+from nnunetv2_freetumor.offline.provenance import read_provenance
 from nnunetv2_freetumor.plan import SECTION, check_origin, read_section, to_json
 from nnunetv2_freetumor.pool.store import (
     check_compared,
@@ -291,11 +291,11 @@ def assert_provenance_is_kept(before, now):
 @pytest.mark.parametrize("path", PROVENANCES, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
 def test_a_provenance_file_is_read_and_tells_the_same_recipe(path):
     before, read = json.loads(path.read_text()), read_provenance(path)
-    now = to_json(read.recipe.section)
+    now = to_json(read.settings.section)
     assert in_order(now) == in_order(without_what_went(before["section"], now))
     assert (read.case, read.source, read.result) == (before["case"], before["source"], before["result"])
-    assert (read.recipe.lesions, read.recipe.device) == (before["lesions_wanted"], before["device"])
-    known = [(generator.name, generator.sha256) for generator in read.recipe.generators]
+    assert (read.settings.lesions, read.settings.device) == (before["lesions_wanted"], before["device"])
+    known = [(generator.name, generator.sha256) for generator in read.settings.generators]
     assert known == [(generator["name"], generator["sha256"]) for generator in before["generators"]]
 
 
