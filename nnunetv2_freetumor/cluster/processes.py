@@ -26,8 +26,8 @@ class HasCase(Protocol):
         """Name the case."""
 
 
-Case = TypeVar("Case", bound=HasCase)
-Result = TypeVar("Result")
+_Case = TypeVar("_Case", bound=HasCase)
+_Result = TypeVar("_Result")
 
 
 def spawned(processes: int) -> ProcessPoolExecutor:
@@ -46,12 +46,12 @@ def several_processes(number: int) -> Iterator[Executor | None]:
 
 
 def map_cases(
-    function: Callable[[Case], Result],
-    cases: Sequence[Case],
+    function: Callable[[_Case], _Result],
+    cases: Sequence[_Case],
     executor: Executor | None,
     title: str,
     advice: str = "Use fewer processes.",
-) -> list[Result]:
+) -> list[_Result]:
     """Call a function for every case behind a progress bar, and return the results in the order of the cases.
 
     Args:
@@ -80,7 +80,7 @@ def map_cases(
             future.cancel()
 
 
-def _call(function: Callable[[Case], Result], case: Case) -> Result:
+def _call(function: Callable[[_Case], _Result], case: _Case) -> _Result:
     try:
         return function(case)
     except Exception as error:

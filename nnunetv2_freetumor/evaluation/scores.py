@@ -27,7 +27,10 @@ class Pair(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """When a lesion counts as found, how sizes are grouped, and how close surfaces must be."""
+    """When a lesion counts as found, how sizes are grouped, and how close surfaces must be.
+
+    Field names are a file format: evaluation.json and protocol.json.
+    """
 
     min_iou: float = 0.1  # of a lesion and the one prediction that is assigned to it
     bounds_mm: tuple[float, ...] = DIAMETER_BOUNDS_MM
@@ -36,7 +39,10 @@ class Rule(NamedTuple):
 
 
 class ReferenceLesion(NamedTuple):
-    """One connected tumor of the reference."""
+    """One connected tumor of the reference.
+
+    Field names are a file format: evaluation.json, lesions.csv and run.json.
+    """
 
     number: int
     center: tuple[int, int, int]  # one of its voxels, close to its middle, in the array's axes
@@ -50,7 +56,7 @@ class ReferenceLesion(NamedTuple):
 
 
 class PredictedLesion(NamedTuple):
-    """One connected prediction."""
+    """One connected prediction. Field names are a file format: evaluation.json, lesions.csv and run.json."""
 
     number: int
     center: tuple[int, int, int]
@@ -62,7 +68,10 @@ class PredictedLesion(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """One case's counts at each of THRESHOLDS."""
+    """One case's counts at each of THRESHOLDS.
+
+    Field names are a file format: evaluation.json; their order is that of run.json.
+    """
 
     found: Int[np.ndarray, "thresholds sizes"]
     false_positives: Int[np.ndarray, "thresholds"]
@@ -70,7 +79,7 @@ class Sweep(NamedTuple):
 
 
 class CaseScore(NamedTuple):
-    """One case and one tumor/host pair."""
+    """One case and one tumor/host pair. Field names are a file format: evaluation.json and run.json."""
 
     case: str
     patient: str
@@ -85,7 +94,10 @@ class CaseScore(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A value with its 95 % interval, and the number of lesions or cases behind it."""
+    """A value with its 95 % interval, and the number of lesions or cases behind it.
+
+    Field names are a file format: evaluation.json, results.json and realism.json.
+    """
 
     value: float
     low: float
@@ -94,7 +106,10 @@ class Estimate(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A paired or unpaired difference with its 95 % interval and, if paired, its p-value."""
+    """A paired or unpaired difference with its 95 % interval and, if paired, its p-value.
+
+    Field names are a file format: evaluation.json, results.json and realism.json.
+    """
 
     value: float
     low: float
@@ -104,7 +119,10 @@ class Difference(NamedTuple):
 
 
 class FrocPoint(NamedTuple):
-    """Sensitivity and false positives if predictions are cut at one probability."""
+    """Sensitivity and false positives if predictions are cut at one probability.
+
+    Field names are a file format: evaluation.json.
+    """
 
     threshold: float
     false_positives_per_scan: float
@@ -112,7 +130,7 @@ class FrocPoint(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """All cases of one pair."""
+    """All cases of one pair. Field names are a file format: evaluation.json."""
 
     pair: str
     cases: int

@@ -13,7 +13,10 @@ _SIDES = {"freetumor": 8, "lite": 4}  # what a side must be a multiple of
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a generator file holds, what it was trained on, and how it is to be run."""
+    """What a generator file holds, what it was trained on, and how it is to be run.
+
+    Field names are a file format: the header of a generator file.
+    """
 
     name: str
     kind: Literal["freetumor", "lite"]

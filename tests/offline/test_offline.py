@@ -175,7 +175,7 @@ def test_the_command_line_does_it(raw, capsys):
         ({"host": None}, "--host is missing: with the prior 'liver', give the label of the organ"),
         ({"host": None, "prior": "lung"}, "host is empty: .*patient_0000.nii.gz shows no lung.* with --host"),
         ({"tumor": 1}, r"--tumor must be a label above 0 and none of --host \[1\], but it is 1"),
-        ({"tumor": 300}, "--tumor 300 does not fit into .*patient_label.nii.gz, whose voxels are uint8"),
+        ({"tumor": 300}, "--tumor 300 does not fit into .*patient_label.nii.gz, whose type is uint8"),
         ({"lesions": 0}, "-n must be 1 or more, but it is 0"),
         ({"diameter_mm": -3.0}, "--diameter-mm must be a length above 0 mm, but it is -3.0"),
         ({"device": "tpu"}, "-device must be cpu or cuda, but it is 'tpu'"),

@@ -202,7 +202,7 @@ def test_what_cannot_be_made_again_is_said(folders, tmp_path):
     with pytest.raises(ValueError, match="a_0000.nii.gz does not hold the voxels that synthetic_a_00 was made from"):
         synthesize_dataset(**again, **folders)
     source.write_text(source.read_text().replace('"version": "0.1.0"', '"version": "0.0.9"', 1))
-    with pytest.raises(ValueError, match="written by nnunetv2_freetumor 0.0.9, and this is .* Install version 0.0.9"):
+    with pytest.raises(ValueError, match="written by nnunetv2_freetumor 0.0.9, but this is .* Install version 0.0.9"):
         synthesize_dataset(**again, **folders)
     for data in (b"{}", b"[]", b"\x1f\x8b", b'{"format": 1}'):
         source.write_bytes(data)

@@ -46,7 +46,7 @@ SETUPS = {
 
 
 class Spread(NamedTuple):
-    """A median with the quartiles around it."""
+    """A median with the quartiles around it. Field names are a file format: bench.json."""
 
     low: float
     median: float
@@ -68,7 +68,10 @@ class Turn(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Everything that was measured; memory is how much higher a block's peak is with FreeTumor."""
+    """Everything that was measured; memory is how much higher a block's peak is with FreeTumor.
+
+    Field names are a file format: bench.json.
+    """
 
     plain_ms: Spread
     freetumor_ms: Spread

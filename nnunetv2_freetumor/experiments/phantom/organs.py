@@ -7,7 +7,7 @@ import numpy as np
 from scipy import ndimage
 
 from nnunetv2_freetumor.experiments.phantom.anatomy import ORGANS, Trunk
-from nnunetv2_freetumor.experiments.phantom.scene import Millimeters, Point, ellipse, ellipsoid, intersect, tube, unite
+from nnunetv2_freetumor.experiments.phantom.scene import LengthMm, Point, ellipse, ellipsoid, intersect, tube, unite
 
 
 def paint_abdomen(trunk: Trunk) -> None:
@@ -73,7 +73,7 @@ def _points(array: np.ndarray) -> list[Point]:
 
 
 def _paint_gut(
-    trunk: Trunk, points: list[Point], radii: list[Millimeters], wall_mm: float, gas_share: float, feces: bool = False
+    trunk: Trunk, points: list[Point], radii: list[LengthMm], wall_mm: float, gas_share: float, feces: bool = False
 ) -> None:
     scene, rng = trunk.scene, trunk.rng
     crop, outer = tube(scene, points, radii)
@@ -150,7 +150,7 @@ def _paint_pancreas(trunk: Trunk) -> None:
     scene.paint(duct.crop, duct.distance, 10.0)
 
 
-GREAT_VESSELS: tuple[tuple[str, list[Point], list[Millimeters]], ...] = (
+GREAT_VESSELS: tuple[tuple[str, list[Point], list[LengthMm]], ...] = (
     ("vena_cava", [(-22, 16, -140), (-22, 18, -40), (-24, 16, 20), (-24, 14, 66), (-14, 2, 100)], [11, 11, 11, 12, 13]),
     ("vena_cava", [(-22, 18, -44), (-44, 28, -48)], [5.5, 4]),
     ("vena_cava", [(-20, 8, -34), (6, 2, -32), (28, 18, -32), (48, 32, -33)], [5, 4, 5, 4]),

@@ -14,9 +14,9 @@ from scipy import interpolate, ndimage
 
 EVERYWHERE = (slice(None), slice(None), slice(None))
 Crop = tuple[slice, slice, slice]
-Millimeters = int | float
-Point = tuple[Millimeters, Millimeters, Millimeters]
-_Point2D = tuple[Millimeters, Millimeters]
+LengthMm = int | float
+Point = tuple[LengthMm, LengthMm, LengthMm]
+_Point2D = tuple[LengthMm, LengthMm]
 
 
 class VoxelGrid(NamedTuple):
@@ -125,13 +125,13 @@ def capsule(x: NDArray, y: NDArray, z: NDArray, a: Point, b: Point, radii: _Poin
     return np.sqrt(square) - (np.float32(radii[0]) + t * np.float32(radii[1] - radii[0]))
 
 
-def unite(a: NDArray, b: NDArray, round_mm: Millimeters) -> NDArray:
+def unite(a: NDArray, b: NDArray, round_mm: LengthMm) -> NDArray:
     """Unite two bodies with a rounded seam."""
     h = np.maximum(np.float32(round_mm) - np.abs(a - b), 0.0)
     return np.minimum(a, b) - h * h / np.float32(4 * round_mm)
 
 
-def intersect(a: NDArray, b: NDArray, round_mm: Millimeters) -> NDArray:
+def intersect(a: NDArray, b: NDArray, round_mm: LengthMm) -> NDArray:
     """Intersect two bodies with a rounded edge."""
     return -unite(-a, -b, round_mm)
 
