@@ -34,7 +34,7 @@ class Mistake(NamedTuple):
 class _View(NamedTuple):
     """A case with its axes turned to superior, posterior and left."""
 
-    background: np.ndarray  # HU, or 1 in the host where there is no image
+    background: np.ndarray  # HU; without an image, 1 in the host
     window: tuple[float, float]
     reference: np.ndarray  # tumor
     prediction: np.ndarray

@@ -291,7 +291,7 @@ def test_a_users_mistake_is_one_line_on_the_command_line(folders, capsys):
 
 @pytest.fixture
 def model(folders, monkeypatch):
-    """Give a fold's folder as nnU-Net leaves it: only the validation cases are predicted."""
+    """Return a fold's folder as nnU-Net leaves it: only the validation cases are predicted."""
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
     (folders / "fold_0").mkdir()
     (folders / "pred").rename(folders / "fold_0/validation")

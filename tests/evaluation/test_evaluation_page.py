@@ -24,7 +24,7 @@ def folders(tmp_path):
 
 
 def shows(png, color):
-    """Tell whether a picture has pixels near a color."""
+    """Return whether a picture has pixels near a color."""
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
     wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
     return bool((np.abs(pixels - wanted).max(axis=-1) < 12).any())

@@ -31,7 +31,7 @@ ANYWHERE = (0, 0, 0)
 
 
 def case(name, lesions=(), alarms_ml=(), patient=None, dice=0.5, probability=math.nan, sweep=None):
-    """Give a case with (diameter in mm, found) lesions and false positives of some ml."""
+    """Return a case with (diameter in mm, found) lesions and false positives of some ml."""
     return CaseScore(
         case=name,
         patient=patient or name,
@@ -56,7 +56,7 @@ ALARMS = ("false positives per scan", "false positives per scan in the organ")
 
 
 def sweep(found, false_positives, size=0, in_host=0):
-    """Give counts for the thresholds from the highest to the lowest; what is missing repeats the last one.
+    """Return counts for the thresholds from the highest to the lowest; what is missing repeats the last one.
 
     Of the false positives `in_host` lie on the organ, where there are so many.
     """

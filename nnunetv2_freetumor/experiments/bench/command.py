@@ -1,4 +1,4 @@
-"""Measure what synthesis costs beside plain nnU-Net, both in one run: same data, plans, batch and loader processes."""
+"""Measure what synthesis costs compared with plain nnU-Net, both in one run on the same data, plans and batches."""
 
 import contextlib
 import gc
@@ -121,7 +121,7 @@ def run_benchmark(folder: Path, kind: str, setup: Setup) -> Figures:
 
 
 def figure_lines(kind: str, setup: Setup, figures: Figures) -> list[str]:
-    """Lay out the figures: median, and the quartiles behind it."""
+    """Return the lines of a table: median and quartiles of each figure."""
     layout = setup.layout
     size = "x".join(map(str, layout.patch_size))
     head = (
@@ -159,7 +159,7 @@ def _start(trainer_class: type[nnUNetTrainer], preprocessed: Path, kind: str) ->
 
 
 def _by_turns(a: nnUNetTrainer, b: nnUNetTrainer, setup: Setup) -> tuple[list[Turn], list[Turn]]:
-    """Let two trainers take turns, in changing order."""
+    """Let two trainers take turns, in alternating order."""
     blocks: dict[nnUNetTrainer, list[Turn]] = {a: [], b: []}
     for trainer in (a, b):
         _block(trainer, setup.warm_up)
@@ -222,7 +222,7 @@ def _forget_peak(device: torch.device) -> None:
 
 
 def _peak_mib(device: torch.device) -> float:
-    """Give the peak since `_forget_peak`: CUDA's allocator, or the process's resident memory where Linux tells it."""
+    """Return the peak since `_forget_peak`: of CUDA's allocator, or of the process's resident memory on Linux."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
     if not PEAK_RESET.exists():

@@ -126,7 +126,7 @@ def _whole(colony: NDArray[np.bool_], middle: tuple[int, ...]) -> NDArray[np.boo
 
 
 def _streaks(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Draw smooth noise that changes more slowly along one direction, drawn too, than across it."""
+    """Draw smooth noise that changes more slowly along one random direction than across it."""
     turn = Rotation.from_quat(rng.normal(size=4)).as_matrix()
     squeeze = turn @ np.diag([1 / rng.uniform(1.2, 2.0), 1.0, 1.0]) @ turn.T
     middle = np.full(3, size / 2)
@@ -212,7 +212,7 @@ def _edge(colony: NDArray[np.bool_], cell_mm: float, biology: Biology, rng: np.r
 def _dead_patches(
     colony: NDArray[np.bool_], depth_mm: NDArray, cell_mm: float, share: float, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Let tissue die in patches a few mm wide, below a living surface."""
+    """Compute where tissue is dead: patches a few mm wide, below a living surface."""
     patches = _field(colony.shape[0], 4.5 / cell_mm, rng)
     bar = np.quantile(patches[colony], 1 - share) if colony.any() else 0.0
     return 1 / (1 + np.exp((bar - patches) / 0.15)) / (1 + np.exp((3.0 - depth_mm) / 0.6))

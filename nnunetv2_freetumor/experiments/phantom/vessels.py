@@ -45,7 +45,7 @@ def grow_tree(
 
 
 def _fill_in(points: NDArray, parents: NDArray, radii: NDArray) -> Tree:
-    """Put points between the nodes, so that painted balls merge into tubes."""
+    """Insert points between the nodes, so that painted balls merge into tubes."""
     start, end = points[parents[1:]], points[1:]
     shares = np.linspace(0.0, 1.0, 4)[1:]
     filled = np.concatenate([start + (end - start) * share for share in shares])

@@ -1,4 +1,4 @@
-"""How real do planted lesions look? A classifier tries to tell them from real ones of the same hosts and sizes."""
+"""Measure how real planted lesions look: a classifier tries to tell them from real ones of the same size and host."""
 
 import itertools
 from collections.abc import Sequence
@@ -133,7 +133,7 @@ def gather(
 
 
 def judge(cohort: PairedLesions, patient: np.ndarray, controls: bool, seed: int, settings: dict[str, Any]) -> Outcome:
-    """Let the classifiers tell real lesions from each generator's, and compare the generators."""
+    """Classify real lesions against each generator's, and compare the generators."""
     pairs = {name: Pairs(cohort.real.features, part.features, patient) for name, part in cohort.planted.items()}
     found = tuple(assess(name, part, seed) for name, part in tqdm(pairs.items(), desc="classifying", disable=None))
     differences = {

@@ -59,7 +59,7 @@ class StudyTrainer(PairsOnCpu):
         return next(run for run in self.order.runs if run.fold == self.fold)
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Give the run's cases; the dataset's own split stays as it is."""
+        """Return the fold's cases of the study; the dataset's own split stays as it is."""
         return list(self.order_run.training), list(self.order_run.validation)
 
     def configure_optimizers(self) -> Any:
@@ -85,7 +85,7 @@ class nnUNetTrainerFreeTumor_study(FreeTumorMixin, StudyTrainer):
     """Train with synthetic tumors, as the arm's section and order say."""
 
     def make_synthesizer(self, section: plan.Section) -> Synthesizer:
-        """Give the arm's generator and judge to the synthesizer, and the run's seed to its draws."""
+        """Use the arm's generator and judge, and the fold's seed for all draws."""
         section = dataclasses.replace(section, seed=self.order_run.seed)
         if self.order.judged:  # few labels are the point of a study, so the judge's few tumors are no reason to stop
             judge = f"{TRAINERS['real']}__{plans_name(BASELINE)}__{self.configuration_name}"

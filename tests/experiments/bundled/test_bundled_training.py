@@ -36,7 +36,7 @@ SMALL = {
 
 @pytest.fixture
 def real(tmp_path):
-    """Give a CT and its label map, the liver without tumors."""
+    """Return a CT and its label map, the liver without tumors."""
     image, host = scan()
     files = [tmp_path / "ct.nii.gz", tmp_path / "liver.nii.gz"]
     for array, path in zip((image.array, host.astype("uint8")), files):

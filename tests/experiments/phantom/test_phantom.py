@@ -39,7 +39,7 @@ MEDIAN_HU = {  # bounds by phase
 
 @pytest.fixture(scope="module", params=MEDIAN_HU)
 def phantom(request):
-    """Give one coarse case of each phase with two large tumors."""
+    """Return one coarse case of each phase with two large tumors."""
     return make_phantom(3, lesions=2, phase=request.param, family="budding", **LARGE)
 
 
