@@ -31,7 +31,7 @@ from nnunetv2_freetumor.evaluation.surfaces import (
 )
 
 
-class _Grid(NamedTuple):
+class _CropGeometry(NamedTuple):
     """Where the voxels of a crop lie."""
 
     start: tuple[int, ...]  # in the whole volume
@@ -64,7 +64,7 @@ def score_case(
     organ = truth | _mark(reference, pair.host)
     host_dice = dice(organ, guess | _mark(prediction, pair.host))
     box = _box(truth | guess)
-    grid = _Grid(tuple(int(part.start) for part in box), tuple(float(mm) for mm in spacing_mm))
+    grid = _CropGeometry(tuple(int(part.start) for part in box), tuple(float(mm) for mm in spacing_mm))
     lesions, predictions = (find_components(mask[box], rule.min_voxels) for mask in (truth, guess))
     matching = match(lesions, predictions, rule.min_iou)
     return CaseScore(
@@ -117,7 +117,7 @@ def _diameter_mm(volume_ml: float) -> float:
     return (6 / math.pi * 1000 * volume_ml) ** (1 / 3)
 
 
-def _central_voxel(voxels: Int[np.ndarray, "n 3"], grid: _Grid) -> tuple[int, int, int]:
+def _central_voxel(voxels: Int[np.ndarray, "n 3"], grid: _CropGeometry) -> tuple[int, int, int]:
     """Return the voxel that is closest to the center of mass."""
     distance_mm = np.linalg.norm((voxels - voxels.mean(0)) * np.array(grid.spacing_mm), axis=1)
     z, y, x = (voxels[distance_mm.argmin()] + np.array(grid.start)).tolist()
@@ -125,7 +125,7 @@ def _central_voxel(voxels: Int[np.ndarray, "n 3"], grid: _Grid) -> tuple[int, in
 
 
 def _describe_lesions(
-    lesions: Components, predictions: Components, matching: Matching, grid: _Grid
+    lesions: Components, predictions: Components, matching: Matching, grid: _CropGeometry
 ) -> tuple[ReferenceLesion, ...]:
     inside = positions_by_label(lesions.labels, lesions.labels > 0, len(lesions.voxels))
     surfaces, guesses = (_surfaces_mm(components, grid) for components in (lesions, predictions))
@@ -149,7 +149,7 @@ def _describe_lesions(
     return tuple(described)
 
 
-def _surfaces_mm(components: Components, grid: _Grid) -> list[Float[np.ndarray, "_ 3"]]:
+def _surfaces_mm(components: Components, grid: _CropGeometry) -> list[Float[np.ndarray, "_ 3"]]:
     surface = find_surface(components.labels > 0)
     voxels = positions_by_label(components.labels, surface, len(components.voxels))
     return [positions * np.array(grid.spacing_mm) for positions in voxels]
@@ -160,7 +160,7 @@ def _describe_predictions(
     matching: Matching,
     likely: Float[np.ndarray, "z y x"] | None,
     in_host: Float[np.ndarray, "n"],
-    grid: _Grid,
+    grid: _CropGeometry,
 ) -> tuple[PredictedLesion, ...]:
     inside = positions_by_label(predictions.labels, predictions.labels > 0, len(predictions.voxels))
     return tuple(

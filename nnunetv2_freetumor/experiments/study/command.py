@@ -138,13 +138,13 @@ def list_trials(
     blocks = [settings[:2], settings[2:]] if any(s.label_free for s in settings) else [settings[:1], settings[1:]]
     return [
         Trial(
-            arm,
-            _trainer(arm),
-            plans_name(arm),
-            setting.name,
-            seed,
-            numbers[setting.name, seed],
-            _after(arm, setting, seed),
+            arm=arm,
+            trainer=_trainer(arm),
+            plans=plans_name(arm),
+            setting=setting.name,
+            seed=seed,
+            fold=numbers[setting.name, seed],
+            after=_after(arm, setting, seed),
         )
         for block in blocks
         for seed in range(seeds)

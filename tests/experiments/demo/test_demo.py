@@ -70,7 +70,7 @@ def test_the_coarse_configuration_inherits_from_nnunets_own_with_a_smaller_netwo
 
 
 def _evaluation():
-    """Return one pair of evaluation.json: a case with a found lesion, a missed one and a false positive, and one without."""
+    """Return one pair of evaluation.json: a case with a found and a missed lesion and a false positive, one without."""
     estimate = {"value": 0.5, "low": 0.1, "high": 0.9, "count": 2}
     missing = {"value": None, "low": None, "high": None, "count": 0}
     alarm = [{"kind": "false positive"}, {"kind": "true positive"}, {"kind": "touching"}]
