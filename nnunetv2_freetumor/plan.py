@@ -74,7 +74,7 @@ class _Checked:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeClass(_Checked):
-    """One way to draw a lesion's equivalent diameter in mm."""
+    """One way to draw a lesion's equivalent diameter in mm. Field names are a file format: plans."""
 
     distribution: Literal["log_normal", "log_uniform"]
     weight: float
@@ -90,7 +90,7 @@ class SizeClass(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Shape(_Checked):
-    """How lesion surfaces are drawn; see `synthesis/shapes.py` for the formula."""
+    """How lesion surfaces are drawn (formula: `synthesis/shapes.py`). Field names are a file format: plans."""
 
     kind: Literal["blob", "patchy"] = "blob"
     elongation_logit: tuple[float, float] = (2.0, 0.9)  # axis2/axis1 = sigmoid(N(mean, sd))
@@ -106,9 +106,9 @@ class Shape(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Texture(_Checked):
-    """What a lesion looks like. core = host - k (host - 20 HU), so that contrast follows the enhancement phase."""
+    """What a lesion looks like. Field names are a file format: plans."""
 
-    k_mean: float = 0.55
+    k_mean: float = 0.55  # core = host - k (host - 20 HU), so that contrast follows the enhancement phase
     k_sd: float = 0.15
     min_core_hu: float = -1000.0
     min_contrast_hu: float = 18.0  # no core is closer to its host
@@ -129,7 +129,7 @@ class Texture(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Prior(_Checked):
-    """Everything that is known about one kind of tumor, without any label number."""
+    """All that is known about one kind of tumor, without any label number. Field names are a file format: plans."""
 
     name: str
     sizes: tuple[SizeClass, ...]
@@ -143,7 +143,7 @@ class Prior(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Target(_Checked):
-    """One host/tumor pair of a dataset."""
+    """One host/tumor pair of a dataset. Field names are a file format: plans."""
 
     name: str
     tumor_label: int
@@ -163,7 +163,7 @@ class Target(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Section(_Checked):
-    """The `freetumor` section of a plans file."""
+    """The `freetumor` section of a plans file. Field names are a file format: plans."""
 
     targets: tuple[Target, ...]
     labels: dict[str, Any]  # dataset.json's labels that the section was made for

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from nnunet_folders import LIVER, write_volume
 
-from nnunetv2_freetumor.evaluation.inputs import Cohort, Files
+from nnunetv2_freetumor.evaluation.inputs import Cohort, PredictedCase
 from nnunetv2_freetumor.evaluation.results import OTHER, OURS, Evaluation, PairResult
 from nnunetv2_freetumor.evaluation.scores import (
     ALL_SIZES,
@@ -75,12 +75,12 @@ def two_cases(root: Path) -> Folders:
 
 
 def estimate(value: float, count: int = 12) -> Estimate:
-    """Give a value an interval of .1 to both sides."""
+    """Return a value with an interval of .1 to both sides."""
     return Estimate(value, max(value - 0.1, 0.0), min(value + 0.1, 1.0), count)
 
 
 def summary(shift: float = 0.0, froc: bool = True) -> Summary:
-    """Give numbers of which only the sensitivity is shifted."""
+    """Return numbers of which only the sensitivity is shifted."""
     nothing = Estimate(math.nan, math.nan, math.nan, 0)
     sensitivity = {name: estimate(0.3 + 0.15 * i + shift, 12 - 2 * i) for i, name in enumerate(NAMES)}
     sensitivity[NAMES[3]] = nothing
@@ -98,7 +98,7 @@ def summary(shift: float = 0.0, froc: bool = True) -> Summary:
 
 
 def scores(dice: float = 0.6) -> tuple[CaseScore, ...]:
-    """Give case a with one lesion found and one missed, and case b with a false alarm."""
+    """Return case a with one lesion found and one missed, and case b with a false alarm."""
     lesions = (
         ReferenceLesion(1, (4, 6, 6), 12.0, 0.9, True, 0.7, 0.8, 0.9, 1.0),
         ReferenceLesion(2, (5, 17, 17), 11.5, 0.8, False, 0.0, 0.0, 0.0, math.nan),
@@ -112,7 +112,7 @@ def scores(dice: float = 0.6) -> tuple[CaseScore, ...]:
 
 
 def evaluation(other: bool = True, froc: bool = True) -> Evaluation:
-    """Give an evaluation of one pair."""
+    """Return an evaluation of one pair."""
     both = (OURS, OTHER) if other else (OURS,)
     difference = Difference(0.1, -0.05, 0.2, 0.04, 12)
     keys = [f"sensitivity {name}" for name in NAMES] + ["false positives per scan", "dice"]
@@ -127,6 +127,6 @@ def evaluation(other: bool = True, froc: bool = True) -> Evaluation:
 
 
 def cohort(folders: Folders) -> Cohort:
-    """Give the files of `two_cases`."""
-    files = [Files(n, n, folders / f"ref/{n}.nii.gz", folders / f"pred/{n}.nii.gz", None) for n in "ab"]
+    """Return the files of `two_cases`."""
+    files = [PredictedCase(n, n, folders / f"ref/{n}.nii.gz", folders / f"pred/{n}.nii.gz", None) for n in "ab"]
     return Cohort(tuple(files), ())

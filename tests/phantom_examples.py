@@ -10,7 +10,7 @@ SHAPE, SPACING_MM = (24, 48, 48), (3.0, 1.5, 1.5)
 
 
 def scan(host_hu=110.0, seed=0):
-    """Give a noisy organ of 54 x 60 x 60 mm in fat, and where it is."""
+    """Return a noisy organ of 54 x 60 x 60 mm in fat, and where it is."""
     rng = np.random.default_rng(seed)
     host = np.zeros(SHAPE, dtype=bool)
     host[3:21, 4:44, 4:44] = True

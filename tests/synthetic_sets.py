@@ -14,7 +14,7 @@ FOLDER_SETTINGS = {"prior": "liver", "host": [1], "tumor": 2, "lesions": 1, "wor
 
 @pytest.fixture
 def environment(tmp_path, monkeypatch):
-    """Give the test folders of its own."""
+    """Return the test folders of its own."""
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     monkeypatch.setattr(fingerprint, "default_num_processes", 1)

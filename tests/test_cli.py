@@ -84,7 +84,8 @@ def test_options_are_the_parameters_of_the_function_behind(name):
         default = parameters[keyword].default
         assert option.required == (default is inspect.Parameter.empty), f"{name} {option.flag}"
         stated = re.search(r"\(default: ([\w.]+)\)", option.help)
-        assert stated is None or stated[1] == str(default), f"{name} {option.flag}"
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        assert stated is None or stated[1] == shown, f"{name} {option.flag}"
 
 
 def test_nnunets_flag_letters_mean_what_they_mean_in_nnunet():

@@ -20,13 +20,19 @@ from safetensors.torch import save_file
 
 from nnunetv2_freetumor.cluster.reports import CaseReport, write_reports
 from nnunetv2_freetumor.evaluation.command import evaluate_command
-from nnunetv2_freetumor.evaluation.inputs import read_labels
+from nnunetv2_freetumor.evaluation.inputs import read_scored_labels
 from nnunetv2_freetumor.experiments.study.design import Budget, Setting
-from nnunetv2_freetumor.experiments.study.place import Prepared
+from nnunetv2_freetumor.experiments.study.preparation import Prepared
 from nnunetv2_freetumor.experiments.study.protocol import freeze
-from nnunetv2_freetumor.experiments.study.results import Readings, machine, rows_of
-from nnunetv2_freetumor.experiments.study.results import to_json as rows_to_json
-from nnunetv2_freetumor.experiments.study.trials import RULE, Place, scores_from_json, scores_to_json
+from nnunetv2_freetumor.experiments.study.results import ArmScores, arm_results, machine
+from nnunetv2_freetumor.experiments.study.results import results_to_json as rows_to_json
+from nnunetv2_freetumor.experiments.study.trials import (
+    RULE,
+    HeldOutCases,
+    StudyContext,
+    scores_from_json,
+    scores_to_json,
+)
 from nnunetv2_freetumor.files.hashes import read_contents
 from nnunetv2_freetumor.generator_training.adversaries import ADVERSARIES
 from nnunetv2_freetumor.generator_training.log import LOGGER_PREFIX as GENERATOR_KEY
@@ -36,7 +42,7 @@ from nnunetv2_freetumor.generator_training.step import Networks
 from nnunetv2_freetumor.generators.networks import FreeTumorNet, LiteNet
 from nnunetv2_freetumor.generators.weights import load_generator
 from nnunetv2_freetumor.offline.dataset import synthesize_dataset
-from nnunetv2_freetumor.offline.provenance import read_record as read_provenance
+from nnunetv2_freetumor.offline.provenance import read_provenance
 from nnunetv2_freetumor.plan import SECTION, read_section, to_json
 from nnunetv2_freetumor.planning.section import check_origin
 from nnunetv2_freetumor.pool.store import (
@@ -296,11 +302,11 @@ def assert_provenance_is_kept(before, now):
 @pytest.mark.parametrize("path", PROVENANCES, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
 def test_a_provenance_file_is_read_and_tells_the_same_recipe(path):
     before, read = json.loads(path.read_text()), read_provenance(path)
-    now = to_json(read.recipe.section)
+    now = to_json(read.settings.section)
     assert in_order(now) == in_order(without_what_went(before["section"], now))
     assert (read.case, read.source, read.result) == (before["case"], before["source"], before["result"])
-    assert (read.recipe.lesions, read.recipe.device) == (before["lesions_wanted"], before["device"])
-    known = [(generator.name, generator.sha256) for generator in read.recipe.generators]
+    assert (read.settings.lesions, read.settings.device) == (before["lesions_wanted"], before["device"])
+    known = [(generator.name, generator.sha256) for generator in read.settings.generators]
     assert known == [(generator["name"], generator["sha256"]) for generator in before["generators"]]
 
 
@@ -387,10 +393,12 @@ def test_a_frozen_protocol_is_taken_for_what_would_be_frozen_now(plans, dataset_
     for name, value in (("nnUNetPlans", plans), ("dataset", dataset_json)):
         (folder / f"{name}.json").write_text(json.dumps(value))
     (tmp_path / "protocol.json").write_text(text_of("study/protocol.json"))
-    labels = read_labels(folder / "dataset.json", folder / "nnUNetPlans.json")
-    place = Place(tmp_path, protocol["dataset"], CONFIGURATION, "cpu", True, tmp_path, tmp_path, labels, {})
+    labels = read_scored_labels(folder / "dataset.json", folder / "nnUNetPlans.json")
+    context = StudyContext(
+        tmp_path, protocol["dataset"], CONFIGURATION, "cpu", True, HeldOutCases(tmp_path, tmp_path, labels), {}
+    )
     settings = [Setting(**setting) for setting in protocol["settings"]]
-    prepared = Prepared(place, folder, plans, protocol["test"])
+    prepared = Prepared(context, folder, plans, protocol["test"])
     runs = freeze(prepared, Budget(**protocol["budget"]), settings, protocol["seeds"])
     assert [to_json(run) for run in runs] == protocol["runs"]
     assert (tmp_path / "protocol.json").read_text() == text_of("study/protocol.json")
@@ -402,8 +410,8 @@ def test_what_a_trial_scored_is_read_and_sums_up_to_the_same_row():
     scores = scores_from_json(done["scores"])
     assert_alike(done["scores"], json.loads(json.dumps(scores_to_json(scores))))
     before = results["rows"][-1]
-    readings = {(before["setting"], before["arm"]): Readings(before["title"], {0: scores})}
-    (now,) = json.loads(json.dumps(rows_to_json(rows_of(readings, RULE))))
+    readings = {(before["setting"], before["arm"]): ArmScores(before["title"], {0: scores})}
+    (now,) = json.loads(json.dumps(rows_to_json(arm_results(readings, RULE))))
     over_the_baseline = {"gain": before["gain"], "in_host_gain": before["in_host_gain"]}
     assert_alike(before, now | over_the_baseline)
     assert list(results) == ["machine", "seconds", "rows"] and list(machine("cpu")) == list(results["machine"])

@@ -20,23 +20,23 @@ ROOMS = {
     "cluster": "files",
     "synthesis": "settings",
     "pages": "files synthesis",
-    "planning": "files settings synthesis",
+    "planning": "files settings cluster synthesis",
     "generators": "files settings synthesis",
-    "evaluation": "files settings pages planning",
+    "evaluation": "files settings cluster pages planning",
     "training": "files settings synthesis pages planning generators evaluation",
     "pool": "files settings cluster synthesis planning training",
     "offline": "files settings cluster synthesis pages planning generators training",
     "generator_training": "files settings synthesis pages generators training pool",
     "doors": "settings synthesis planning generators training pool",
-    "experiments": "files doors",
-    "experiments/phantom": "files",
+    "experiments": "files settings synthesis doors",
+    "experiments/phantom": "files cluster",
     "experiments/demo": "files pages training doors experiments experiments/phantom",
-    "experiments/bench": "files settings training doors",
+    "experiments/bench": "files settings training doors experiments",
     "experiments/bundled": "files settings generators training doors experiments experiments/phantom",
-    "experiments/realism": "files settings synthesis pages planning generators evaluation training offline "
+    "experiments/realism": "files settings synthesis pages planning generators evaluation training offline experiments "
     "experiments/phantom",
-    "experiments/study": "files settings synthesis planning generators evaluation training doors experiments "
-    "experiments/phantom",
+    "experiments/study": "files settings cluster synthesis planning generators evaluation training doors "
+    "experiments experiments/phantom",
 }
 SETTINGS = ("plan", "priors", "intensity")
 MODULES = {

@@ -1,33 +1,22 @@
 """Work on cases one after the other in this process, or in processes of this machine, without dask."""
 
-import multiprocessing
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 from nnunetv2_freetumor import __version__
+from nnunetv2_freetumor.cluster.processes import HasCase, spawned
 from nnunetv2_freetumor.cluster.reports import PEAK, CaseReport
 
 STATUS = Path("/proc/self/status")
 TRIES = 3  # of a case whose process dies
 ONE_AT_A_TIME = threading.Lock()  # in a dask worker with several threads: PyTorch's number of threads is the process's
 DIED = "every worker process that tried this case died; is there enough memory?"
-
-
-@runtime_checkable
-class HasCase(Protocol):
-    """Anything that names its case."""
-
-    @property
-    def case(self) -> str:
-        """Name the case."""
 
 
 class Numbered(NamedTuple):
@@ -87,7 +76,7 @@ def in_processes(workers: int, function: Work, missing: Missing) -> Iterator[Num
 
 
 def _lead(function: Work, todo: deque, results: SimpleQueue) -> None:
-    pool = _process()
+    executor = spawned(1)
     while todo:
         try:
             index, order = todo.popleft()
@@ -96,29 +85,13 @@ def _lead(function: Work, todo: deque, results: SimpleQueue) -> None:
         report = CaseReport(order.case, "failed", DIED)
         for _ in range(TRIES):
             try:
-                report = pool.submit(attempt, function, __version__, order).result()
+                report = executor.submit(attempt, function, __version__, order).result()
                 break
             except BrokenProcessPool:
-                pool.shutdown()
-                pool = _process()
+                executor.shutdown()
+                executor = spawned(1)
             except Exception as error:  # an order or a report that cannot be pickled
                 report = CaseReport(order.case, "failed", f"{type(error).__name__}: {error}")
                 break
         results.put(Numbered(index, report))
-    pool.shutdown()
-
-
-def _process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
-
-
-def _end_with_parent() -> None:
-    """Let a process end with the command that has started it, also where that was killed."""
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def _wait_for_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "this process was started by another one"
-    parent.join()
-    os._exit(1)
+    executor.shutdown()

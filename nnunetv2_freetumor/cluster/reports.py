@@ -20,6 +20,8 @@ class CaseReport(NamedTuple):
 
     done: its files are there, complete. skipped: nothing was written, for a reason that lies in the input. failed:
     nothing was written, because something went wrong.
+
+    Field names are a file format: report.json.
     """
 
     case: str

@@ -11,8 +11,9 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from nnunetv2_freetumor.cluster.local import HasCase, Numbered, in_processes, in_this_process
+from nnunetv2_freetumor.cluster.local import Numbered, in_processes, in_this_process
 from nnunetv2_freetumor.cluster.on_dask import dask, on_cluster, on_this_machine, scheduler_address
+from nnunetv2_freetumor.cluster.processes import HasCase
 from nnunetv2_freetumor.cluster.reports import EARLIER, CaseReport
 
 INSTALL = "pip install 'nnunetv2_freetumor[cluster]'"

@@ -31,7 +31,7 @@ from nnunetv2_freetumor.evaluation.surfaces import (
 )
 
 
-class _Grid(NamedTuple):
+class _CropGeometry(NamedTuple):
     """Where the voxels of a crop lie."""
 
     start: tuple[int, ...]  # in the whole volume
@@ -64,42 +64,44 @@ def score_case(
     organ = truth | _mark(reference, pair.host)
     host_dice = dice(organ, guess | _mark(prediction, pair.host))
     box = _box(truth | guess)
-    grid = _Grid(tuple(int(part.start) for part in box), tuple(float(mm) for mm in spacing_mm))
+    grid = _CropGeometry(tuple(int(part.start) for part in box), tuple(float(mm) for mm in spacing_mm))
     lesions, predictions = (find_components(mask[box], rule.min_voxels) for mask in (truth, guess))
     matching = match(lesions, predictions, rule.min_iou)
     return CaseScore(
-        case,
-        patient,
-        pair.name,
-        dice(truth[box], guess[box]),
-        normalized_surface_dice(truth[box], guess[box], grid.spacing_mm, rule.tolerance_mm),
-        host_dice if pair.host else math.nan,
-        _describe_lesions(lesions, predictions, matching, grid),
-        _describe_predictions(
+        case=case,
+        patient=patient,
+        pair=pair.name,
+        dice=dice(truth[box], guess[box]),
+        surface_dice=normalized_surface_dice(truth[box], guess[box], grid.spacing_mm, rule.tolerance_mm),
+        host_dice=host_dice if pair.host else math.nan,
+        lesions=_describe_lesions(lesions, predictions, matching, grid),
+        predictions=_describe_predictions(
             predictions,
             matching,
             None if probability is None else probability[box],
             _shares_in(organ[box], predictions) if pair.host else np.full(len(predictions.voxels), math.nan),
             grid,
         ),
-        math.nan if probability is None else float(probability.max()),
-        None if probability is None else _sweep(truth, organ if pair.host else None, probability, grid.voxel_ml, rule),
+        probability=math.nan if probability is None else float(probability.max()),
+        sweep=None
+        if probability is None
+        else _sweep(truth, organ if pair.host else None, probability, grid.voxel_ml, rule),
     )
 
 
 def dice(a: Bool[np.ndarray, "z y x"], b: Bool[np.ndarray, "z y x"]) -> float:
-    """Give the Dice overlap of two masks, NaN when both are empty."""
+    """Compute the Dice overlap of two masks; NaN if both are empty."""
     both, total = int((a & b).sum()), int(a.sum()) + int(b.sum())
     return 2 * both / total if total else math.nan
 
 
 def size_classes(diameters_mm: Sequence[float], bounds_mm: tuple[float, ...]) -> Int[np.ndarray, "n"]:
-    """Tell which of `scores.size_names` each diameter belongs to; a diameter on a bound belongs to the larger class."""
+    """Return the index into `scores.size_names` of each diameter; one on a bound belongs to the larger class."""
     return np.digitize(np.array(diameters_mm, dtype=float), bounds_mm)
 
 
 def _mark(labels: Integer[np.ndarray, "z y x"], values: tuple[int, ...]) -> Bool[np.ndarray, "z y x"]:
-    """Mark the voxels with one of the values; much faster than np.isin for a few values."""
+    """Mark the voxels with one of the values; for a few values much faster than np.isin."""
     marked = np.zeros(labels.shape, dtype=bool)
     for value in values:
         marked |= labels == value
@@ -107,7 +109,7 @@ def _mark(labels: Integer[np.ndarray, "z y x"], values: tuple[int, ...]) -> Bool
 
 
 def _box(mask: Bool[np.ndarray, "z y x"]) -> tuple[slice, ...]:
-    """Cut to a mask, or to one voxel where it is empty."""
+    """Return the bounds of a mask, or one voxel if it is empty."""
     return bounding_box_to_slice(get_bbox_from_mask(mask) if mask.any() else [[0, 1]] * 3)
 
 
@@ -115,15 +117,15 @@ def _diameter_mm(volume_ml: float) -> float:
     return (6 / math.pi * 1000 * volume_ml) ** (1 / 3)
 
 
-def _central_voxel(voxels: Int[np.ndarray, "n 3"], grid: _Grid) -> tuple[int, int, int]:
-    """Give the voxel that is closest to the center of mass."""
+def _central_voxel(voxels: Int[np.ndarray, "n 3"], grid: _CropGeometry) -> tuple[int, int, int]:
+    """Return the voxel that is closest to the center of mass."""
     distance_mm = np.linalg.norm((voxels - voxels.mean(0)) * np.array(grid.spacing_mm), axis=1)
     z, y, x = (voxels[distance_mm.argmin()] + np.array(grid.start)).tolist()
     return z, y, x
 
 
 def _describe_lesions(
-    lesions: Components, predictions: Components, matching: Matching, grid: _Grid
+    lesions: Components, predictions: Components, matching: Matching, grid: _CropGeometry
 ) -> tuple[ReferenceLesion, ...]:
     inside = positions_by_label(lesions.labels, lesions.labels > 0, len(lesions.voxels))
     surfaces, guesses = (_surfaces_mm(components, grid) for components in (lesions, predictions))
@@ -133,21 +135,21 @@ def _describe_lesions(
         found = partner != MISSED
         described.append(
             ReferenceLesion(
-                index + 1,
-                _central_voxel(inside[index], grid),
-                _diameter_mm(voxels * grid.voxel_ml),
-                voxels * grid.voxel_ml,
-                found,
-                float(matching.iou[index]),
-                2 * shared / (voxels + int(predictions.voxels[partner])) if found else 0.0,
-                int(matching.covered_voxels[index]) / voxels,
-                mean_surface_distance(surfaces[index], guesses[partner]) if found else math.nan,
+                number=index + 1,
+                center=_central_voxel(inside[index], grid),
+                diameter_mm=_diameter_mm(voxels * grid.voxel_ml),
+                volume_ml=voxels * grid.voxel_ml,
+                found=found,
+                iou=float(matching.iou[index]),
+                dice=2 * shared / (voxels + int(predictions.voxels[partner])) if found else 0.0,
+                covered=int(matching.covered_voxels[index]) / voxels,
+                surface_distance_mm=mean_surface_distance(surfaces[index], guesses[partner]) if found else math.nan,
             )
         )
     return tuple(described)
 
 
-def _surfaces_mm(components: Components, grid: _Grid) -> list[Float[np.ndarray, "_ 3"]]:
+def _surfaces_mm(components: Components, grid: _CropGeometry) -> list[Float[np.ndarray, "_ 3"]]:
     surface = find_surface(components.labels > 0)
     voxels = positions_by_label(components.labels, surface, len(components.voxels))
     return [positions * np.array(grid.spacing_mm) for positions in voxels]
@@ -158,25 +160,25 @@ def _describe_predictions(
     matching: Matching,
     likely: Float[np.ndarray, "z y x"] | None,
     in_host: Float[np.ndarray, "n"],
-    grid: _Grid,
+    grid: _CropGeometry,
 ) -> tuple[PredictedLesion, ...]:
     inside = positions_by_label(predictions.labels, predictions.labels > 0, len(predictions.voxels))
     return tuple(
         PredictedLesion(
-            number,
-            _central_voxel(voxels, grid),
-            _diameter_mm(len(voxels) * grid.voxel_ml),
-            len(voxels) * grid.voxel_ml,
-            kind,
-            math.nan if likely is None else float(likely[tuple(voxels.T)].max()),
-            float(share),
+            number=number,
+            center=_central_voxel(voxels, grid),
+            diameter_mm=_diameter_mm(len(voxels) * grid.voxel_ml),
+            volume_ml=len(voxels) * grid.voxel_ml,
+            kind=kind,
+            probability=math.nan if likely is None else float(likely[tuple(voxels.T)].max()),
+            in_host=float(share),
         )
         for number, (voxels, kind, share) in enumerate(zip(inside, matching.kinds, in_host), start=1)
     )
 
 
 def _shares_in(organ: Bool[np.ndarray, "z y x"], predictions: Components) -> Float[np.ndarray, "n"]:
-    """Give the share of each prediction's voxels that lies on the organ or its tumors."""
+    """Compute the share of each prediction's voxels that lies on the organ or its tumors."""
     inside = np.bincount(predictions.labels[organ].astype(int), minlength=len(predictions.voxels) + 1)[1:]
     return inside / predictions.voxels
 

@@ -1,34 +1,29 @@
 """Evaluate predicted tumors lesion by lesion: `nnUNetv2_freetumor evaluate`.
 
-Read the folders, score each case in processes of its own, summarize over patients, write table, JSON, CSV and page.
+Read the folders, score the cases in several processes, summarize over patients, and write table, JSON, CSV and page.
 """
 
-import contextlib
-import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from nnunetv2_freetumor.evaluation.comparison import compare, gap
+from nnunetv2_freetumor.cluster.processes import map_cases, several_processes
+from nnunetv2_freetumor.evaluation.comparison import compare_models, gap
 from nnunetv2_freetumor.evaluation.files import write_csv, write_evaluation
-from nnunetv2_freetumor.evaluation.inputs import Cohort, Labels, open_cohort, read_labels, read_patients
-from nnunetv2_freetumor.evaluation.page import write_page
+from nnunetv2_freetumor.evaluation.inputs import Cohort, Labels, open_cohort, read_patients, read_scored_labels
+from nnunetv2_freetumor.evaluation.page import write_evaluation_page
 from nnunetv2_freetumor.evaluation.pictures import check_images
-from nnunetv2_freetumor.evaluation.results import EXTERNAL, OTHER, OURS, Evaluation, PairResult, describe
+from nnunetv2_freetumor.evaluation.results import EXTERNAL, OTHER, OURS, Evaluation, PairResult, evaluation_text
 from nnunetv2_freetumor.evaluation.scores import CaseScore, Rule
-from nnunetv2_freetumor.evaluation.summary import summarize
+from nnunetv2_freetumor.evaluation.summary import summarize_pair
 from nnunetv2_freetumor.evaluation.volumes import check_files, score_files
 from nnunetv2_freetumor.files.cases import check_writable
 from nnunetv2_freetumor.plan import DIAMETER_BOUNDS_MM
 
-FOLDER, JSON, CSV, PAGE = "freetumor_evaluation", "evaluation.json", "lesions.csv", "evaluation.html"
-PROCESSES, PROCESSES_VARIABLE = 8, "nnUNet_def_n_proc"
+_FOLDER, _JSON, _CSV, _PAGE = "freetumor_evaluation", "evaluation.json", "lesions.csv", "evaluation.html"
+_PROCESSES, _PROCESSES_VARIABLE = 8, "nnUNet_def_n_proc"
 
 
 def evaluate_command(
@@ -49,22 +44,22 @@ def evaluate_command(
     chill: bool = False,
     seed: int = 0,
 ) -> str:
-    """Score predictions lesion by lesion, write JSON, CSV and page, print the table, and give what was printed.
+    """Score predictions lesion by lesion, write JSON, CSV and page, print the table, and return what was printed.
 
     Args:
         other: another model's predictions of the same cases, to compare with.
-        external: references and predictions of a second cohort, to measure the gap.
+        external: references and predictions of a second cohort, to measure the gap to it.
         output: by default a folder `freetumor_evaluation` inside `predictions`.
         images: nnU-Net's folder with CASE_0000 images, for the pictures.
-        patients: JSON that tells each case's patient; by default each case is one.
-        processes: by default nnU-Net's nnUNet_def_n_proc, or else 8; never more than there are cores.
-        chill: score what has a prediction, as nnU-Net's flag of that name.
+        patients: JSON file {case: patient}; by default each case is a patient.
+        processes: by default nnUNet_def_n_proc, or 8 if that is not set; never more than there are cores.
+        chill: score only cases that have a prediction, like nnU-Net's flag of that name.
 
     Raises:
-        ValueError: names the file or option, the rule, and the way out, before any case is scored.
+        ValueError: a file or option is wrong; no case has been scored then.
     """
     rule = _check_rule(Rule(min_iou, tuple(map(float, bounds_mm)), tolerance_mm, min_voxels))
-    labels = read_labels(dataset_json, plans_file)
+    labels = read_scored_labels(dataset_json, plans_file)
     people = read_patients(patients)
     cohorts = {OURS: open_cohort(references, predictions, labels, chill=chill, patients=people)}
     if other is not None:
@@ -73,7 +68,7 @@ def evaluate_command(
         cohorts[EXTERNAL] = open_cohort(*_two(external), labels, chill=chill, patients=people)
     if images is not None:
         check_images(Path(images), cohorts[OURS], labels)
-    folder = check_writable(Path(predictions) / FOLDER if output is None else output)
+    folder = check_writable(Path(predictions) / _FOLDER if output is None else output)
     scores = _score(cohorts, labels, rule, _count_processes(processes))
     folders = {"references": references, OURS: predictions, OTHER: other, EXTERNAL: external}
     evaluation = Evaluation(
@@ -83,10 +78,10 @@ def evaluate_command(
         notes=_notes(cohorts, labels),
         pairs=tuple(_summarize(index, labels, scores, rule, seed) for index in range(len(labels.pairs))),
     )
-    write_evaluation(evaluation, folder / JSON)
-    write_csv(evaluation, folder / CSV)
-    write_page(evaluation, cohorts[OURS], None if images is None else Path(images), folder / PAGE)
-    text = f"{describe(evaluation)}\n\nWrote {JSON}, {CSV} and {PAGE} to\n{folder}"
+    write_evaluation(evaluation, folder / _JSON)
+    write_csv(evaluation, folder / _CSV)
+    write_evaluation_page(evaluation, cohorts[OURS], None if images is None else Path(images), folder / _PAGE)
+    text = f"{evaluation_text(evaluation)}\n\nWrote {_JSON}, {_CSV} and {_PAGE} to\n{folder}"
     print(text)
     return text
 
@@ -108,17 +103,19 @@ def _check_rule(rule: Rule) -> Rule:
 def _count_processes(processes: int | None) -> int:
     if processes is not None and processes < 1:
         raise ValueError(f"-np must be 1 or more, but it is {processes}.")
-    return min(processes or int(os.environ.get(PROCESSES_VARIABLE, PROCESSES)), os.cpu_count() or 1)
+    return min(processes or int(os.environ.get(_PROCESSES_VARIABLE, _PROCESSES)), os.cpu_count() or 1)
 
 
 def _two(external: Sequence[str | Path]) -> tuple[str | Path, str | Path]:
     if len(external) != 2:
-        raise ValueError(f"-external needs two folders, LABELS PREDICTIONS, but it has {len(external)}: {external}.")
+        raise ValueError(
+            f"-external needs two folders, LABELS PREDICTIONS, but {len(external)} were given: {external}."
+        )
     return external[0], external[1]
 
 
 def _open_other(references: str | Path, other: str | Path, labels: Labels, ours: Cohort, chill: bool) -> Cohort:
-    """Open the other model's predictions of the cases that ours has."""
+    """Open the other model's predictions of our cases."""
     people = {files.case: files.patient for files in ours.files}
     return open_cohort(references, other, labels, chill=chill, patients=people, only=ours.names)
 
@@ -128,27 +125,11 @@ def _score(
 ) -> dict[str, list[tuple[CaseScore, ...]]]:
     """Check every case of all cohorts, then score them."""
     files = [item for cohort in cohorts.values() for item in cohort.files]
-    with _workers(min(processes, len(files))) as run:
-        _follow(run(partial(check_files, labels=labels), files), len(files), "checking")
-        done = iter(_follow(run(partial(score_files, labels=labels, rule=rule), files), len(files), "scoring"))
+    with several_processes(min(processes, len(files))) as executor:
+        map_cases(partial(check_files, labels=labels), files, executor, "checking", "Lower -np.")
+        work = partial(score_files, labels=labels, rule=rule)
+        done = iter(map_cases(work, files, executor, "scoring", "Lower -np."))
     return {name: [next(done) for _ in cohort.files] for name, cohort in cohorts.items()}
-
-
-@contextlib.contextmanager
-def _workers(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Give a `map` that works in processes of its own; one process is this one."""
-    if processes <= 1:
-        yield map
-        return
-    try:
-        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield pool.map
-    except BrokenProcessPool as error:
-        raise ValueError("A process that read or scored cases died, likely for lack of memory. Lower -np.") from error
-
-
-def _follow(results: Iterable[Any], total: int, title: str) -> list[Any]:
-    return list(tqdm(results, total=total, desc=title, unit="case"))
 
 
 def _summarize(
@@ -159,8 +140,8 @@ def _summarize(
     return PairResult(
         pair=pair,
         scores=mine,
-        summaries={name: summarize(pair.name, items, rule, seed) for name, items in mine.items()},
-        comparison=compare(mine[OURS], mine[OTHER], rule, seed) if OTHER in mine else {},
+        summaries={name: summarize_pair(pair.name, items, rule, seed) for name, items in mine.items()},
+        comparison=compare_models(mine[OURS], mine[OTHER], rule, seed) if OTHER in mine else {},
         gap=gap(mine[OURS], mine[EXTERNAL], rule, seed) if EXTERNAL in mine else {},
     )
 

@@ -1,4 +1,4 @@
-"""The evaluation for machines: evaluation.json, and a CSV line for every lesion and every prediction."""
+"""The evaluation as files: evaluation.json, and lesions.csv with a line for every lesion and every prediction."""
 
 import csv
 import math
@@ -13,8 +13,8 @@ from nnunetv2_freetumor.evaluation.results import Evaluation, PairResult
 from nnunetv2_freetumor.evaluation.scores import CaseScore, PredictedLesion, ReferenceLesion
 from nnunetv2_freetumor.files.cases import replacing, write_json
 
-CENTER = ("center_z", "center_y", "center_x")
-COLUMNS = ("predictions", "pair", "case", "patient", "from", *CENTER) + tuple(
+_CENTER = ("center_z", "center_y", "center_x")
+_COLUMNS = ("predictions", "pair", "case", "patient", "from", *_CENTER) + tuple(
     dict.fromkeys(
         name for name in (*ReferenceLesion._fields, *PredictedLesion._fields) if name != "center"
     )
@@ -22,7 +22,7 @@ COLUMNS = ("predictions", "pair", "case", "patient", "from", *CENTER) + tuple(
 
 
 def write_evaluation(evaluation: Evaluation, path: Path) -> None:
-    """Write everything as strict JSON: what does not exist is null."""
+    """Write everything as strict JSON; missing values are null."""
     pairs = {result.pair.name: _pair(result) for result in evaluation.pairs}
     head = {
         "version": __version__,
@@ -35,9 +35,9 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> None:
 
 
 def write_csv(evaluation: Evaluation, path: Path) -> None:
-    """Write a line for every reference lesion and every connected prediction; what does not exist is empty."""
+    """Write a line for every reference lesion and every connected prediction; missing values are empty."""
     with replacing(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
+        writer = csv.DictWriter(stream, _COLUMNS)
         writer.writeheader()
         for result in evaluation.pairs:
             for name, scores in result.scores.items():
@@ -46,7 +46,7 @@ def write_csv(evaluation: Evaluation, path: Path) -> None:
 
 
 def as_json(value: Any) -> Any:
-    """Turn named tuples, arrays and NaN into what strict JSON knows."""
+    """Convert named tuples, arrays and NaN to types of strict JSON."""
     if hasattr(value, "_asdict"):
         return as_json(value._asdict())
     if isinstance(value, dict):
@@ -74,5 +74,5 @@ def _lines(score: CaseScore) -> Iterator[dict[str, Any]]:
     for source, lesions in (("reference", score.lesions), ("prediction", score.predictions)):
         for lesion in lesions:
             values = as_json(lesion)
-            center = dict(zip(CENTER, values.pop("center")))
+            center = dict(zip(_CENTER, values.pop("center")))
             yield {"pair": score.pair, "case": score.case, "patient": score.patient, "from": source, **center, **values}

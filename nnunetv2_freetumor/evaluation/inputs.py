@@ -1,4 +1,4 @@
-"""Find what an evaluation reads: the tumor/host pairs, and label maps of the same name in two folders."""
+"""Find the inputs of an evaluation: tumor/host pairs, and label maps of the same name in two folders."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from nnunetv2_freetumor.evaluation.scores import Pair
 from nnunetv2_freetumor.plan import SECTION, read_section
 from nnunetv2_freetumor.planning import roles
 
-SHOWN_NAMES = 5
+_SHOWN_NAMES = 5
 
 
 class Labels(NamedTuple):
@@ -22,15 +22,15 @@ class Labels(NamedTuple):
     channels: tuple[tuple[int, ...], ...]  # label values behind each channel of nnU-Net's probabilities
 
     def channel_of(self, pair: Pair) -> int | None:
-        """Give the channel of nnU-Net's probabilities that is a pair's tumor; None where no channel is exactly that."""
+        """Return the channel of nnU-Net's probabilities that is exactly a pair's tumor, or None."""
         return self.channels.index(pair.tumor) if pair.tumor in self.channels else None
 
 
-def read_labels(dataset_json: str | Path, plans_file: str | Path | None = None) -> Labels:
-    """Read what to score: tumors and hosts from the plans' section, or else from the label names.
+def read_scored_labels(dataset_json: str | Path, plans_file: str | Path | None = None) -> Labels:
+    """Read what to score: tumors and hosts from the plans' section or, without one, from the label names.
 
     Raises:
-        ValueError: a file is missing or incomplete, or no label can be told to be a tumor; the text says what to do.
+        ValueError: a file is missing or incomplete, or no label can be recognized as a tumor.
     """
     path = Path(dataset_json)
     data = read_json(path, "-djfile", ("labels", "file_ending"))
@@ -54,7 +54,7 @@ def read_json(path: Path, flag: str, keys: Sequence[str]) -> dict[str, Any]:
     """Read an object from a JSON file and refuse one that lacks a key.
 
     Raises:
-        ValueError: names the file, the option it was given by, and what is wrong.
+        ValueError: the file is missing, is not JSON, or lacks a key.
     """
     if not path.is_file():
         raise ValueError(f"There is no file {path}; {flag} must name an existing JSON file.")
@@ -71,7 +71,7 @@ def read_json(path: Path, flag: str, keys: Sequence[str]) -> dict[str, Any]:
 def _pairs(
     path: Path, data: dict[str, Any], plans: dict[str, Any], entries: dict[str, tuple[int, ...]]
 ) -> tuple[Pair, ...]:
-    """Make a pair of each tumor label; a label that means tumors of several hosts is scored once, in all of them."""
+    """Make a pair of each tumor label; a label for tumors of several hosts is scored once, in all of them."""
     hosts: dict[int, set[int]] = {}
     names: dict[int, str] = {values[0]: name for name, values in reversed(entries.items()) if len(values) == 1}
     for item in _targets(path, data, plans):
@@ -86,22 +86,22 @@ def _targets(path: Path, data: dict[str, Any], plans: dict[str, Any]) -> Sequenc
         if section.labels != data["labels"]:
             raise ValueError(
                 f"The plans' freetumor section was made for the labels {section.labels}, but {path} has "
-                f"{data['labels']}. Give the plans and the dataset.json of one dataset, or leave -pfile out."
+                f"{data['labels']}. Give plans and dataset.json of the same dataset, or leave out -pfile."
             )
         return section.targets
     name = plans.get("dataset_name") or data.get("name") or path.absolute().parent.name
     try:
         return roles.resolve(data, name, plans.get(roles.ROLES))
     except ValueError as error:
-        raise ValueError(f"{path}: {error} Give that plans file with -pfile.") from error
+        raise ValueError(f"{path}: {error} Then give that plans file with -pfile.") from error
 
 
 def _values(value: Any) -> tuple[int, ...]:
     return tuple(sorted({int(v) for v in value})) if isinstance(value, list | tuple) else (int(value),)
 
 
-class Files(NamedTuple):
-    """The files of one case."""
+class PredictedCase(NamedTuple):
+    """The files of one case that is scored."""
 
     case: str
     patient: str
@@ -113,17 +113,17 @@ class Files(NamedTuple):
 class Cohort(NamedTuple):
     """Cases that are scored together."""
 
-    files: tuple[Files, ...]
-    notes: tuple[str, ...]  # what was left out, for people to read
+    files: tuple[PredictedCase, ...]
+    notes: tuple[str, ...]  # for people: what was left out
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Name the cases."""
+        """Return the names of the cases."""
         return tuple(files.case for files in self.files)
 
     @property
     def has_probabilities(self) -> bool:
-        """Tell whether every case has probabilities."""
+        """Return whether every case has probabilities."""
         return all(files.probabilities for files in self.files)
 
 
@@ -139,19 +139,19 @@ def open_cohort(
     """Find the cases that both folders hold.
 
     Args:
-        chill: score what both folders hold; otherwise they must hold the same cases.
-        only: cases that must be there; no others are scored.
-        patients: which patient each case belongs to; by default each case is a patient.
+        chill: score the cases that are in both folders; otherwise the folders must hold the same cases.
+        only: score these cases only; all of them must be there.
+        patients: the patient of each case; by default each case is a patient.
 
     Raises:
-        ValueError: a missing folder, cases that are missing, or probabilities of some cases only.
+        ValueError: a folder or a case is missing, or only some cases have probabilities.
     """
     ending = labels.file_ending
     there, predicted = _cases(Path(references), ending), _cases(Path(predictions), ending)
     if not there & predicted:
         raise ValueError(
             f"{references} and {predictions} have no case in common: their files *{ending} are {_some(there)} and "
-            f"{_some(predicted)}. Give the folder with reference labels, and the one with predictions of these cases."
+            f"{_some(predicted)}. Give a folder with reference label maps and one with predictions of the same cases."
         )
     _check_complete(references, predictions, there, predicted, chill)
     if lacking := sorted(set(only) - predicted):
@@ -168,7 +168,7 @@ def open_cohort(
     if lacking := [case for case in chosen if case not in (patients or dict.fromkeys(chosen))]:
         raise ValueError(f"--patients must name a patient for each case, but it lacks {_some(lacking)}.")
     files = tuple(
-        Files(
+        PredictedCase(
             case,
             str((patients or {}).get(case, case)),
             Path(references) / f"{case}{ending}",
@@ -181,7 +181,7 @@ def open_cohort(
 
 
 def read_patients(path: str | Path | None) -> dict[str, str] | None:
-    """Read which patient each case belongs to, from JSON such as {"case_1": "patient_a"}."""
+    """Read the patient of each case from JSON such as {"case_1": "patient_a"}."""
     return None if path is None else {k: str(v) for k, v in read_json(Path(path), "--patients", ()).items()}
 
 
@@ -199,25 +199,25 @@ def _check_complete(
     if missing := there - predicted:
         raise ValueError(
             f"{predictions} lacks {len(missing)} of the {len(there)} cases that {references} has: {_some(missing)}. "
-            "Predict them too, or score only what is there with --chill."
+            "Predict them too, or score only the others with --chill."
         )
     if extra := predicted - there:
         raise ValueError(
-            f"{predictions} holds predictions that {references} has no reference for: {_some(extra)}. Give the folder "
-            "with their references, or score only what both folders hold with --chill."
+            f"{predictions} holds predictions without a reference in {references}: {_some(extra)}. Give the folder of "
+            "their references, or score only the cases in both folders with --chill."
         )
 
 
 def _with_probabilities(
-    files: tuple[Files, ...], folder: Path, notes: list[str]
-) -> tuple[tuple[Files, ...], tuple[str, ...]]:
+    files: tuple[PredictedCase, ...], folder: Path, notes: list[str]
+) -> tuple[tuple[PredictedCase, ...], tuple[str, ...]]:
     lacking = [item.case for item in files if not (item.probabilities and item.probabilities.is_file())]
     if not lacking:
         return files, tuple(notes)
     if len(lacking) < len(files):
         raise ValueError(
             f"{folder} has probabilities (CASE.npz) of {len(files) - len(lacking)} cases, but not of {_some(lacking)}. "
-            "FROC and AUROC need them of every case: predict all with --save_probabilities, or remove the .npz files."
+            "FROC and AUROC need them for all cases: predict all with --save_probabilities, or remove the .npz files."
         )
     note = (
         f"{folder} has no probabilities (CASE.npz), so there is no FROC and no AUROC. nnUNetv2_predict writes them "
@@ -227,5 +227,5 @@ def _with_probabilities(
 
 
 def _some(names: Sequence[str] | set[str]) -> str:
-    first = sorted(names)[:SHOWN_NAMES]
+    first = sorted(names)[:_SHOWN_NAMES]
     return ", ".join(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "") or "none"

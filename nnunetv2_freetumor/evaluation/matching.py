@@ -1,7 +1,7 @@
 """Match predicted tumors with reference tumors, one to one.
 
 The protocol is that of the PI-CAI challenge (Saha et al., Lancet Oncology 2024): tumors are the 26-connected components
-of the two masks, a pair may match when its intersection over union (IoU) reaches a minimum, and of all assignments of
+of the two masks, a pair may match if its intersection over union (IoU) reaches a minimum, and of all assignments of
 predictions to lesions the one with the most pairs counts, and among those the one with the largest sum of IoU.
 What follows from that:
 
@@ -10,10 +10,10 @@ What follows from that:
   IoU with every lesion is small;
 * of two predictions in one lesion one is a true positive and the other is "touching".
 
-A prediction that is not assigned is "touching" when a tenth of its own voxels or more lies on reference tumors, and
-counts neither as found nor as a false alarm: it points a reader at a real tumor. Any other is a false positive, also
-one that fills the organ. (PI-CAI is stricter: there a prediction below the minimum IoU with every lesion is a false
-positive, even one that lies inside a lesion.)
+A prediction that is not assigned is "touching" if a tenth of its own voxels or more lies on reference tumors, and
+counts neither as found nor as a false positive: it points a reader at a real tumor. Any other is a false positive,
+even one that fills the organ. (PI-CAI is stricter: there a prediction below the minimum IoU with every lesion is a
+false positive, even one that lies inside a lesion.)
 """
 
 from typing import NamedTuple
@@ -37,7 +37,7 @@ class Components(NamedTuple):
 
 
 class Matching(NamedTuple):
-    """Which prediction was assigned to which lesion; both are counted from 0, in the order of their labels."""
+    """The predictions assigned to lesions; both are counted from 0, in the order of their labels."""
 
     partners: Int[np.ndarray, "lesions"]  # the prediction assigned to each lesion, or MISSED
     shared_voxels: Int[np.ndarray, "lesions"]  # with that prediction; 0 when missed
@@ -90,7 +90,7 @@ def _overlaps(lesions: Components, predictions: Components) -> _Overlaps:
 
 
 def _assign(overlaps: _Overlaps, iou: Float[np.ndarray, "pairs"], min_iou: float) -> Int[np.ndarray, "chosen"]:
-    """Choose the rows of the assignment."""
+    """Return the rows of the assignment."""
     enough = np.flatnonzero(iou >= min_iou)
     lesions, row = np.unique(overlaps.lesions[enough], return_inverse=True)
     predictions, column = np.unique(overlaps.predictions[enough], return_inverse=True)

@@ -1,7 +1,7 @@
-"""Sum up scores by patient: what intervals, differences and curves are made of.
+"""Sum up scores by patient, for intervals, differences and curves.
 
 A case may occur several times, for instance once per training run: each time is a reading. What is said of a patient,
-that a tumor was found or an alarm was false, is said of one reading of all the patient's cases.
+for example that a tumor was found, is said of one reading of all the patient's cases.
 """
 
 import math
@@ -43,13 +43,13 @@ class Curve(NamedTuple):
     def sensitivity_at(
         self, weights: Weights, false_positives_per_scan: float, size: int, in_host: bool = False
     ) -> Values:
-        """Read off the sensitivity at a rate of false positives; `in_host` counts those on the organ only.
+        """Read off the sensitivity at a rate of false positives; `in_host` counts only those on the organ.
 
-        NaN where there are no lesions, or where it is not known which false positives lie on an organ.
+        It is NaN if there are no lesions, or if it is unknown which false positives lie on the organ.
 
-        The threshold falls from 1, where nothing is predicted, and at each rate the best sensitivity counts that was
-        reached up to it; between two thresholds the curve is a straight line. It ends at the lowest threshold: where
-        the rate is never reached, that end counts.
+        The threshold falls from 1, where nothing is predicted. At each rate the best sensitivity reached so far counts;
+        between two thresholds the curve is a straight line. If the rate is never reached, the curve's end at the
+        lowest threshold counts.
         """
         found = _from_nothing(weights @ self.found[:, :, size])
         alarms = self.false_positives_in_host if in_host else self.false_positives
@@ -71,20 +71,20 @@ class Curve(NamedTuple):
 
 
 class Readings(NamedTuple):
-    """Every reading of all cases with probabilities of a patient."""
+    """All readings of the patients that have probabilities."""
 
-    patients: Int[np.ndarray, "readings"]  # their places in the order of patients
+    patients: Int[np.ndarray, "readings"]  # index into `patient_names`
     has_tumor: Bool[np.ndarray, "readings"]
     probability: Float[np.ndarray, "readings"]  # the highest
 
 
 def patient_names(scores: Sequence[CaseScore]) -> list[str]:
-    """Name the patients, in the order of all arrays."""
+    """Return the names of the patients, in the order of all arrays."""
     return sorted({score.patient for score in scores})
 
 
 def number_readings(scores: Sequence[CaseScore]) -> list[int]:
-    """Count for each score how often its case occurred before."""
+    """Count for each score how often its case has occurred before."""
     seen: Counter[str] = Counter()
     numbers = []
     for score in scores:
@@ -94,16 +94,16 @@ def number_readings(scores: Sequence[CaseScore]) -> list[int]:
 
 
 def ratios_by_patient(scores: Sequence[CaseScore], rule: Rule) -> dict[str, Ratio]:
-    """Sum up everything that is a ratio, by its name.
+    """Sum up everything that is a ratio, by name.
 
-    Dice and surface Dice are averaged over the scans with tumors. (nnU-Net also counts a scan without tumor, as 0, but
-    only where something is predicted, so that its mean is over other scans for each model; here false positives tell.)
+    Dice and surface Dice are averaged over the scans with tumors. (nnU-Net also counts a scan without tumor as 0 if
+    something is predicted, so each model's mean is over other scans; here false positives are counted instead.)
     """
-    place = _places(scores)
-    lesions, found = (place.sums(counts) for counts in _lesions_by_size(scores, rule))
+    patients = _rows_by_patient(scores)
+    lesions, found = (patients.sums(counts) for counts in _lesions_by_size(scores, rule))
     names = (*size_names(rule.bounds_mm), ALL_SIZES)
     ratios = {f"sensitivity {name}": Ratio(found[:, i], lesions[:, i], "share") for i, name in enumerate(names)}
-    ratios |= _patient_ratios(scores, place)
+    ratios |= _patient_ratios(scores, patients)
     false = [[lesion for lesion in score.predictions if lesion.kind == FALSE_POSITIVE] for score in scores]
     alarms = [[lesion.volume_ml for lesion in lesions] for lesions in false]
     columns: dict[str, tuple[list[float], Kind]] = {
@@ -116,12 +116,12 @@ def ratios_by_patient(scores: Sequence[CaseScore], rule: Rule) -> dict[str, Rati
     }
     for name, (column, kind) in columns.items():
         values = np.array(column)
-        ratios[name] = Ratio(place.sums(np.nan_to_num(values)), place.sums(~np.isnan(values)), kind)
+        ratios[name] = Ratio(patients.sums(np.nan_to_num(values)), patients.sums(~np.isnan(values)), kind)
     return ratios
 
 
 def _count_in_host(score: CaseScore, false_positives: Sequence[PredictedLesion]) -> float:
-    """Count the false positives on the organ; NaN where the tumor has no organ label, as then its Dice is NaN."""
+    """Count the false positives on the organ; NaN if the tumor has no organ label (then the organ's Dice is NaN)."""
     if math.isnan(score.host_dice):
         return math.nan
     return float(sum(lesion.in_host >= IN_HOST for lesion in false_positives))
@@ -137,25 +137,25 @@ def curve_by_patient(scores: Sequence[CaseScore], rule: Rule) -> Curve:
         if score.sweep is not None:
             found[row] = np.column_stack([score.sweep.found, score.sweep.found.sum(1)])
             alarms[row], in_host[row], swept[row] = *score.sweep[1:], 1
-    place = _places(scores)
+    patients = _rows_by_patient(scores)
     sums = (found, lesions * swept[:, None], alarms, in_host, swept)
-    return Curve(*(place.sums(rows) for rows in sums))
+    return Curve(*(patients.sums(rows) for rows in sums))
 
 
 def readings_with_probability(scores: Sequence[CaseScore]) -> Readings:
-    """List the readings of the cases that have a probability."""
+    """Return the readings of the cases that have a probability."""
     given = [score for score in scores if not math.isnan(score.probability)]
-    places = {name: place for place, name in enumerate(patient_names(scores))}
+    order = {name: index for index, name in enumerate(patient_names(scores))}
     groups = _group_readings(given)
     return Readings(
-        np.array([places[group[0].patient] for group in groups], dtype=int),
+        np.array([order[group[0].patient] for group in groups], dtype=int),
         np.array([any(score.lesions for score in group) for group in groups], dtype=bool),
         np.array([max(score.probability for score in group) for group in groups], dtype=float),
     )
 
 
-class _Places(NamedTuple):
-    """Which patient each row belongs to."""
+class _PatientRows(NamedTuple):
+    """The patient that each row belongs to."""
 
     of_rows: Int[np.ndarray, "rows"]
     patients: int
@@ -166,15 +166,15 @@ class _Places(NamedTuple):
         return total
 
 
-def _places(scores: Sequence[CaseScore]) -> _Places:
+def _rows_by_patient(scores: Sequence[CaseScore]) -> _PatientRows:
     names = patient_names(scores)
-    return _Places(np.searchsorted(names, [score.patient for score in scores]), len(names))
+    return _PatientRows(np.searchsorted(names, [score.patient for score in scores]), len(names))
 
 
 def _lesions_by_size(
     scores: Sequence[CaseScore], rule: Rule
 ) -> tuple[Int[np.ndarray, "scores sizes"], Int[np.ndarray, "scores sizes"]]:
-    """Count each score's lesions, and those that were found, by size and in all."""
+    """Count each score's lesions, and the found ones, by size and in total."""
     counts = np.zeros((2, len(scores), len(rule.bounds_mm) + 2), dtype=int)
     for row, score in enumerate(scores):
         classes = size_classes([lesion.diameter_mm for lesion in score.lesions], rule.bounds_mm)
@@ -190,7 +190,7 @@ def _group_readings(scores: Sequence[CaseScore]) -> list[list[CaseScore]]:
     return list(groups.values())
 
 
-def _patient_ratios(scores: Sequence[CaseScore], place: _Places) -> dict[str, Ratio]:
+def _patient_ratios(scores: Sequence[CaseScore], patients: _PatientRows) -> dict[str, Ratio]:
     """Count the readings with a found tumor, and those without a tumor and without a false positive."""
     first_row = {score.patient: row for row, score in enumerate(scores)}
     tops, bottoms = np.zeros((len(scores), 2)), np.zeros((len(scores), 2))
@@ -200,7 +200,7 @@ def _patient_ratios(scores: Sequence[CaseScore], place: _Places) -> dict[str, Ra
         row, column = first_row[group[0].patient], 0 if lesions else 1
         tops[row, column] += any(lesions) if lesions else not alarms
         bottoms[row, column] += 1
-    top, bottom = place.sums(tops), place.sums(bottoms)
+    top, bottom = patients.sums(tops), patients.sums(bottoms)
     return {
         PATIENT_SENSITIVITY: Ratio(top[:, 0], bottom[:, 0], "share"),
         PATIENT_SPECIFICITY: Ratio(top[:, 1], bottom[:, 1], "share"),
@@ -208,5 +208,5 @@ def _patient_ratios(scores: Sequence[CaseScore], place: _Places) -> dict[str, Ra
 
 
 def _from_nothing(counts: Float[np.ndarray, "draws thresholds"]) -> Float[np.ndarray, "draws steps"]:
-    """Turn counts around, so that the threshold falls from 1, where nothing is predicted; keep the highest so far."""
+    """Reverse counts, so that the threshold falls from 1, where nothing is predicted; keep the highest so far."""
     return np.maximum.accumulate(np.pad(counts[:, ::-1], ((0, 0), (1, 0))), axis=1)

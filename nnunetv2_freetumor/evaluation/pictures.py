@@ -1,4 +1,4 @@
-"""Pictures of the worst misses and the worst false alarms: three planes through each, with both outlines."""
+"""Pictures of the worst misses and false positives: three planes through each, with both outlines."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,19 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from nnunetv2_freetumor.evaluation.inputs import Cohort, Files, Labels
+from nnunetv2_freetumor.evaluation.inputs import Cohort, Labels, PredictedCase
 from nnunetv2_freetumor.evaluation.scores import CaseScore, Pair
 from nnunetv2_freetumor.pages.sheets import ANATOMICAL_PLANES, BACKGROUND, TEXT, scale_bar, window_hu, write_on
 from nnunetv2_freetumor.pages.slices import PREDICTION_COLOR, REFERENCE_COLOR, png
 
-MOST_PICTURES = 6
-PER_ROW = 2
-FIELD_OF_VIEW_MM = (60.0, 200.0)  # of a picture: three diameters, within these bounds
-PANEL, CAPTION = 1.75, 0.42  # inches
+_MOST_PICTURES = 6
+_PER_ROW = 2
+_FIELD_OF_VIEW_MM = (60.0, 200.0)  # of a picture: three diameters, within these bounds
+_PANEL, _CAPTION = 1.75, 0.42  # inches
 
 
-class Finding(NamedTuple):
-    """A lesion that was missed, or a false alarm."""
+class Mistake(NamedTuple):
+    """A lesion that was missed, or a false positive."""
 
     case: str
     number: int
@@ -34,7 +34,7 @@ class Finding(NamedTuple):
 class _View(NamedTuple):
     """A case with its axes turned to superior, posterior and left."""
 
-    background: np.ndarray  # HU, or 1 in the host where there is no image
+    background: np.ndarray  # HU; without an image, 1 in the host
     window: tuple[float, float]
     reference: np.ndarray  # tumor
     prediction: np.ndarray
@@ -44,16 +44,16 @@ class _View(NamedTuple):
 
 
 def check_images(images: Path, cohort: Cohort, labels: Labels) -> None:
-    """Refuse a folder that lacks the image of a case, and images of another size than their reference.
+    """Refuse a folder that lacks the image of a case, or holds images of another size than their reference.
 
     Raises:
-        ValueError: names the folder and a file that is missing, or both files.
+        ValueError: an image is missing, or has another size.
     """
     missing = [path for files in cohort.files if not (path := image_of(images, files)).is_file()]
     if missing:
         raise ValueError(
             f"-images {images} must hold the image CASE_0000{labels.file_ending} of each case, but {missing[0].name} "
-            f"is missing ({len(missing)} of {len(cohort.files)} are). Leave -images out to draw the label maps alone."
+            f"is missing ({len(missing)} of {len(cohort.files)} are). Without -images, pictures show only label maps."
         )
     for files in cohort.files:
         path = image_of(images, files)
@@ -61,26 +61,26 @@ def check_images(images: Path, cohort: Cohort, labels: Labels) -> None:
         if size != wanted:
             raise ValueError(
                 f"Image {path} and reference {files.reference} must have the same size (x, y, z), but they have "
-                f"{size} and {wanted}. Give the images that the references were drawn on, or leave -images out."
+                f"{size} and {wanted}. Give the images that the references were drawn on, or leave out -images."
             )
 
 
-def image_of(images: Path, files: Files) -> Path:
-    """Name a case's first image channel."""
+def image_of(images: Path, files: PredictedCase) -> Path:
+    """Return the path of a case's first image channel."""
     return images / files.reference.name.replace(files.case, f"{files.case}_0000", 1)
 
 
-def worst_misses(scores: Sequence[CaseScore]) -> list[Finding]:
-    """List the largest lesions that were missed."""
+def worst_misses(scores: Sequence[CaseScore]) -> list[Mistake]:
+    """Return the largest lesions that were missed."""
     return _largest(
-        Finding(s.case, a.number, a.center, a.diameter_mm) for s in scores for a in s.lesions if not a.found
+        Mistake(s.case, a.number, a.center, a.diameter_mm) for s in scores for a in s.lesions if not a.found
     )
 
 
-def worst_alarms(scores: Sequence[CaseScore]) -> list[Finding]:
-    """List the largest predictions that touch no lesion."""
+def worst_alarms(scores: Sequence[CaseScore]) -> list[Mistake]:
+    """Return the largest false positives."""
     return _largest(
-        Finding(s.case, a.number, a.center, a.diameter_mm)
+        Mistake(s.case, a.number, a.center, a.diameter_mm)
         for s in scores
         for a in s.predictions
         if a.kind == "false positive"
@@ -88,40 +88,40 @@ def worst_alarms(scores: Sequence[CaseScore]) -> list[Finding]:
 
 
 @style.context("default")
-def findings_sheet(findings: Sequence[Finding], cohort: Cohort, pair: Pair, images: Path | None) -> bytes:
-    """Draw three planes through each finding, the reference's and the prediction's tumor outlined."""
+def mistakes_sheet(mistakes: Sequence[Mistake], cohort: Cohort, pair: Pair, images: Path | None) -> bytes:
+    """Plot three planes through each mistake, with the outlines of reference and prediction."""
     files = {item.case: item for item in cohort.files}
-    columns = min(PER_ROW, len(findings))
-    rows = -(-len(findings) // columns)
-    size = (columns * 3 * PANEL + 0.1, rows * (PANEL + CAPTION))
+    columns = min(_PER_ROW, len(mistakes))
+    rows = -(-len(mistakes) // columns)
+    size = (columns * 3 * _PANEL + 0.1, rows * (_PANEL + _CAPTION))
     layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.03, wspace=0.005, hspace=0.02)
     figure = Figure(figsize=size, facecolor=BACKGROUND, layout=layout)
     cells = figure.subfigures(rows, columns, squeeze=False).ravel()
-    for cell, finding in zip(cells, findings):
-        view = _view(files[finding.case], pair, finding, images)
-        half_mm = float(np.clip(3 * finding.diameter_mm, *FIELD_OF_VIEW_MM)) / 2
+    for cell, mistake in zip(cells, mistakes):
+        view = _view(files[mistake.case], pair, mistake, images)
+        half_mm = float(np.clip(3 * mistake.diameter_mm, *_FIELD_OF_VIEW_MM)) / 2
         cell.set_facecolor(BACKGROUND)
         cell.suptitle(
-            f"{finding.case}, {finding.diameter_mm:.1f} mm, {view.slice_text}",
+            f"{mistake.case}, {mistake.diameter_mm:.1f} mm, {view.slice_text}",
             color=TEXT,
             fontsize=8,
             x=0.02,
             ha="left",
         )
         for axis, axes in enumerate(cell.subplots(1, 3)):
-            _draw(axes, view, axis, half_mm)
-    for cell in cells[len(findings) :]:
+            _plot_plane(axes, view, axis, half_mm)
+    for cell in cells[len(mistakes) :]:
         cell.set_facecolor(BACKGROUND)
     return png(figure)
 
 
-def _largest(findings: Iterable[Finding]) -> list[Finding]:
-    return sorted(findings, key=lambda finding: -finding.diameter_mm)[:MOST_PICTURES]
+def _largest(mistakes: Iterable[Mistake]) -> list[Mistake]:
+    return sorted(mistakes, key=lambda mistake: -mistake.diameter_mm)[:_MOST_PICTURES]
 
 
-def _view(files: Files, pair: Pair, finding: Finding, images: Path | None) -> _View:
+def _view(files: PredictedCase, pair: Pair, mistake: Mistake, images: Path | None) -> _View:
     reference = sitk.ReadImage(str(files.reference))
-    z, y, x = finding.center
+    z, y, x = mistake.center
     upright = _upright(reference)
     point = reference.TransformIndexToPhysicalPoint((x, y, z))
     prediction = sitk.ReadImage(str(files.prediction))
@@ -156,7 +156,7 @@ def _upright(image: sitk.Image) -> sitk.Image:
     return sitk.DICOMOrient(image, "LPS")
 
 
-def _draw(axes: Axes, view: _View, axis: int, half_mm: float) -> None:
+def _plot_plane(axes: Axes, view: _View, axis: int, half_mm: float) -> None:
     down, across = (other for other in range(3) if other != axis)
     axes.set(
         xlim=(-half_mm, half_mm), ylim=(half_mm, -half_mm) if axis == 0 else (-half_mm, half_mm), xticks=[], yticks=[],

@@ -1,12 +1,12 @@
 """Intervals and p-values by patient: a patient's lesions, cases and readings are drawn, left out or swapped together.
 
 Intervals are the 2.5th and 97.5th percentile over RESAMPLES bootstrap resamples of the patients; a resample in which a
-value does not exist (no lesion of that size was drawn) is left out. Where every resample gives the same value, the
-bootstrap says nothing, and the textbook's interval stands in: Wilson's for a share, which takes its lesions or patients
+value does not exist (no lesion of that size was drawn) is left out. If every resample gives the same value, the
+bootstrap says nothing, and the textbook interval replaces it: Wilson's for a share, which takes its lesions or patients
 as independent, and the exact Poisson interval (Garwood, Biometrika 1936) for a rate. The mean of a single patient has
 no interval.
 
-p-values are two-sided and come from swapping the two models within patients: all ways to swap where there are at most
+p-values are two-sided and come from swapping the two models within patients: all ways to swap if there are at most
 SWAPS of them (12 patients), else SWAPS random ones and the observed one, so that no p-value is 0.
 """
 
@@ -47,14 +47,14 @@ class Ratio(NamedTuple):
         return Ratio(np.append(self.top, other.top), np.append(self.bottom, other.bottom), self.kind)
 
 
-def resample(patients: int, seed: int) -> Weights:
+def resample_patients(patients: int, seed: int) -> Weights:
     """Draw how often each patient occurs in each resample."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(patients, np.full(patients, 1 / patients), size=RESAMPLES).astype(float)
 
 
 def swap(patients: int, seed: int) -> Weights:
-    """Draw whose models are exchanged (1) in each swap; the first one exchanges nobody's."""
+    """Draw for which patients the models are exchanged (1) in each swap; the first swap exchanges none."""
     if 2**patients <= SWAPS:
         return ((np.arange(2**patients)[:, None] >> np.arange(patients)) & 1).astype(float)
     swaps = np.random.default_rng(seed).integers(0, 2, (SWAPS + 1, patients)).astype(float)
@@ -63,19 +63,19 @@ def swap(patients: int, seed: int) -> Weights:
 
 
 def everyone(patients: int) -> Weights:
-    """Weight every patient once."""
+    """Return weights that count every patient once."""
     return np.ones((1, patients))
 
 
 def estimate(ratio: Ratio, resamples: Weights) -> Estimate:
-    """Give a ratio with its interval."""
+    """Return a ratio with its interval."""
     value = float(ratio.at(everyone(len(ratio.top)))[0])
     count = round(float(ratio.bottom.sum()))
     return bound(value, count, ratio.at(resamples), ratio.kind)
 
 
 def bound(value: float, count: int, resampled: Values, kind: Kind) -> Estimate:
-    """Add the interval to a value that rests on `count` lesions, scans or patients."""
+    """Add the interval to a value that is based on `count` lesions, scans or patients."""
     if math.isnan(value):
         return Estimate(math.nan, math.nan, math.nan, 0)
     if np.nanmax(resampled) - np.nanmin(resampled) > _ROUNDING:
@@ -108,10 +108,10 @@ def paired_difference(
 
 
 def unpaired_difference(first: Estimate, second: Estimate) -> Difference:
-    """Subtract the first from the second, of different patients; the second's count stays.
+    """Subtract the first value from the second, of other patients; keep the second's count.
 
     The interval is composed of those of both (MOVER: Zou and Donner, Statistics in Medicine 2008), so that a cohort
-    whose share is 0 or 1 contributes its uncertainty, too. There is no p-value: there are no pairs to swap.
+    whose share is 0 or 1 contributes its uncertainty as well. There is no p-value: there are no pairs to swap.
     """
     value = second.value - first.value
     down = math.hypot(second.value - second.low, first.high - first.value)

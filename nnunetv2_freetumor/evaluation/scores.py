@@ -1,7 +1,8 @@
-"""What evaluation reports: lesions, cases, and the summary of many cases with its intervals.
+"""What an evaluation reports: lesions, cases, and the summary of many cases with its intervals.
 
 A diameter is the equivalent one, (6 volume / pi)^(1/3). NaN means that a value does not exist: the surface distance of
-a missed lesion, the Dice of two empty masks, a probability where none was given.
+a missed lesion, the Dice of two empty masks, a probability if none was given. `host` in a name means the organ that
+the tumors lie in, as labeled in the reference; tables for people call it the organ.
 """
 
 import math
@@ -18,7 +19,7 @@ THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the
 
 
 class Pair(NamedTuple):
-    """What is scored: a tumor and the organ that hosts it, by the labels of dataset.json."""
+    """What is scored: a tumor and its host, the organ it lies in, by the labels of dataset.json."""
 
     name: str  # of the tumor
     tumor: tuple[int, ...]  # label values that are this tumor
@@ -26,7 +27,10 @@ class Pair(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """When a lesion counts as found, how sizes are grouped, how close surfaces must be."""
+    """When a lesion counts as found, how sizes are grouped, and how close surfaces must be.
+
+    Field names are a file format: evaluation.json and protocol.json.
+    """
 
     min_iou: float = 0.1  # of a lesion and the one prediction that is assigned to it
     bounds_mm: tuple[float, ...] = DIAMETER_BOUNDS_MM
@@ -35,7 +39,10 @@ class Rule(NamedTuple):
 
 
 class ReferenceLesion(NamedTuple):
-    """One connected tumor of the reference."""
+    """One connected tumor of the reference.
+
+    Field names are a file format: evaluation.json, lesions.csv and run.json.
+    """
 
     number: int
     center: tuple[int, int, int]  # one of its voxels, close to its middle, in the array's axes
@@ -49,7 +56,7 @@ class ReferenceLesion(NamedTuple):
 
 
 class PredictedLesion(NamedTuple):
-    """One connected prediction."""
+    """One connected prediction. Field names are a file format: evaluation.json, lesions.csv and run.json."""
 
     number: int
     center: tuple[int, int, int]
@@ -61,17 +68,18 @@ class PredictedLesion(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """One case's counts at each of THRESHOLDS."""
+    """One case's counts at each of THRESHOLDS.
+
+    Field names are a file format: evaluation.json; their order is that of run.json.
+    """
 
     found: Int[np.ndarray, "thresholds sizes"]
     false_positives: Int[np.ndarray, "thresholds"]
-    false_positives_in_host: Float[
-        np.ndarray, "thresholds"
-    ]  # half of their voxels on the organ or more; NaN without organ
+    false_positives_in_host: Float[np.ndarray, "thresholds"]  # at least IN_HOST on the organ; NaN without organ
 
 
 class CaseScore(NamedTuple):
-    """One case and one tumor/host pair."""
+    """One case and one tumor/host pair. Field names are a file format: evaluation.json and run.json."""
 
     case: str
     patient: str
@@ -82,11 +90,14 @@ class CaseScore(NamedTuple):
     lesions: tuple[ReferenceLesion, ...]
     predictions: tuple[PredictedLesion, ...]
     probability: float  # highest tumor probability of the case
-    sweep: Sweep | None  # where probabilities were given
+    sweep: Sweep | None  # if probabilities were given
 
 
 class Estimate(NamedTuple):
-    """A value with its 95 % interval, and on how many lesions or cases it rests."""
+    """A value with its 95 % interval, and the number of lesions or cases behind it.
+
+    Field names are a file format: evaluation.json, results.json and realism.json.
+    """
 
     value: float
     low: float
@@ -95,7 +106,10 @@ class Estimate(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A paired or unpaired difference with its 95 % interval and, where pairs can be permuted, its p-value."""
+    """A paired or unpaired difference with its 95 % interval and, if paired, its p-value.
+
+    Field names are a file format: evaluation.json, results.json and realism.json.
+    """
 
     value: float
     low: float
@@ -105,7 +119,10 @@ class Difference(NamedTuple):
 
 
 class FrocPoint(NamedTuple):
-    """Sensitivity and false alarms when predictions are cut at one probability."""
+    """Sensitivity and false positives if predictions are cut at one probability.
+
+    Field names are a file format: evaluation.json.
+    """
 
     threshold: float
     false_positives_per_scan: float
@@ -113,7 +130,7 @@ class FrocPoint(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """All cases of one pair."""
+    """All cases of one pair. Field names are a file format: evaluation.json."""
 
     pair: str
     cases: int
@@ -121,7 +138,7 @@ class Summary(NamedTuple):
     lesions: int
     sensitivity: dict[str, Estimate]  # by size name, and ALL_SIZES
     false_positives_per_scan: Estimate
-    false_positives_in_host: Estimate  # per scan, of those the ones on the organ
+    false_positives_in_host: Estimate  # per scan, only those on the organ
     false_positive_ml_per_scan: Estimate
     patient_sensitivity: Estimate  # share of patients with tumors in whom at least one lesion is found
     patient_specificity: Estimate  # share of patients without tumors in whom nothing is predicted
@@ -129,11 +146,11 @@ class Summary(NamedTuple):
     dice: Estimate
     surface_dice: Estimate
     host_dice: Estimate
-    froc: tuple[FrocPoint, ...]  # empty where no probabilities were given
+    froc: tuple[FrocPoint, ...]  # empty if no probabilities were given
 
 
 def size_names(bounds_mm: tuple[float, ...]) -> tuple[str, ...]:
-    """Name the size classes between the bounds, as `plan.SIZE_NAMES` does.
+    """Return the names of the size classes between the bounds, like `plan.SIZE_NAMES`.
 
     Example: (10, 20) gives "<10 mm", "10-20 mm", ">=20 mm".
     """

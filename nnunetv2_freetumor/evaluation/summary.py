@@ -21,7 +21,7 @@ from nnunetv2_freetumor.evaluation.patients import (
     ratios_by_patient,
     readings_with_probability,
 )
-from nnunetv2_freetumor.evaluation.resampling import Ratio, Values, Weights, bound, estimate, resample
+from nnunetv2_freetumor.evaluation.resampling import Ratio, Values, Weights, bound, estimate, resample_patients
 from nnunetv2_freetumor.evaluation.scores import (
     ALL_SIZES,
     THRESHOLDS,
@@ -34,26 +34,26 @@ from nnunetv2_freetumor.evaluation.scores import (
 )
 
 
-def summarize(pair_name: str, scores: Sequence[CaseScore], rule: Rule, seed: int = 0) -> Summary:
-    """Summarize the cases of one pair; a case may occur several times, once per reading."""
-    resamples = resample(len(patient_names(scores)), seed)
+def summarize_pair(pair_name: str, scores: Sequence[CaseScore], rule: Rule, seed: int = 0) -> Summary:
+    """Summarize the cases of one pair; a case may occur several times, once for each reading."""
+    resamples = resample_patients(len(patient_names(scores)), seed)
     values = {name: estimate(ratio, resamples) for name, ratio in ratios_by_patient(scores, rule).items()}
     return Summary(
-        pair_name,
-        len(scores),
-        sum(not score.lesions for score in scores),
-        sum(len(score.lesions) for score in scores),
-        {size: values[f"sensitivity {size}"] for size in (*size_names(rule.bounds_mm), ALL_SIZES)},
-        values[FALSE_POSITIVES],
-        values[FALSE_POSITIVES_IN_HOST],
-        values[FALSE_POSITIVE_ML],
-        values[PATIENT_SENSITIVITY],
-        values[PATIENT_SPECIFICITY],
-        _auroc(readings_with_probability(scores), resamples),
-        values[DICE],
-        values[SURFACE_DICE],
-        values[HOST_DICE],
-        _froc(scores, rule, resamples),
+        pair=pair_name,
+        cases=len(scores),
+        tumor_free_cases=sum(not score.lesions for score in scores),
+        lesions=sum(len(score.lesions) for score in scores),
+        sensitivity={size: values[f"sensitivity {size}"] for size in (*size_names(rule.bounds_mm), ALL_SIZES)},
+        false_positives_per_scan=values[FALSE_POSITIVES],
+        false_positives_in_host=values[FALSE_POSITIVES_IN_HOST],
+        false_positive_ml_per_scan=values[FALSE_POSITIVE_ML],
+        patient_sensitivity=values[PATIENT_SENSITIVITY],
+        patient_specificity=values[PATIENT_SPECIFICITY],
+        auroc=_auroc(readings_with_probability(scores), resamples),
+        dice=values[DICE],
+        surface_dice=values[SURFACE_DICE],
+        host_dice=values[HOST_DICE],
+        froc=_froc(scores, rule, resamples),
     )
 
 
@@ -78,8 +78,8 @@ def _froc(scores: Sequence[CaseScore], rule: Rule, resamples: Weights) -> tuple[
 def _auroc(readings: Readings, resamples: Weights) -> Estimate:
     """Compare the highest probability of patients with tumors with that of patients without.
 
-    Where all resamples agree, as when the two groups are apart, Wilson's interval for the smaller group stands in,
-    as if its readings were each compared with one of the other group; that is cautious.
+    If all resamples agree, for example when the two groups do not overlap, Wilson's interval for the smaller group is
+    used instead, as if each of its readings were compared with one of the other group; that is cautious.
     """
     smaller = int(min(readings.has_tumor.sum(), (~readings.has_tumor).sum()))
     if not smaller:
@@ -90,7 +90,7 @@ def _auroc(readings: Readings, resamples: Weights) -> Estimate:
 
 
 def _weighted_auroc(readings: Readings, weights: Weights) -> Values:
-    """Give the share of pairs, one reading with and one without a tumor, in which the first is the more probable."""
+    """Compute the share of pairs, one reading with and one without a tumor, in which the first is the more probable."""
     ill, well = readings.has_tumor, ~readings.has_tumor
     ahead = np.sign(readings.probability[ill, None] - readings.probability[None, well]) / 2 + 0.5  # a tie is a half
     of_ill, of_well = weights[:, readings.patients[ill]], weights[:, readings.patients[well]]

@@ -1,6 +1,6 @@
 """Distances between the surfaces of two masks, in mm.
 
-A mask's surface is its voxels with a face on the outside; what lies beyond the volume is outside. Distances run from
+A mask's surface is its voxels with a face on the outside; everything beyond the volume is outside. Distances run from
 voxel center to voxel center, to the nearest voxel of the other surface. They come from a k-d tree of the surface
 voxels: the same numbers as from a distance transform, without a transform of the whole box.
 """
@@ -45,9 +45,9 @@ def mean_surface_distance(a_mm: Float[np.ndarray, "n 3"], b_mm: Float[np.ndarray
 def normalized_surface_dice(
     a: Bool[np.ndarray, "z y x"], b: Bool[np.ndarray, "z y x"], spacing_mm: tuple[float, ...], tolerance_mm: float
 ) -> float:
-    """Give the share of both surfaces' voxels within the tolerance of the other surface.
+    """Compute the share of both surfaces' voxels within the tolerance of the other surface.
 
-    It is NaN when both masks are empty, and 0 when one is. Every surface voxel counts the same, whatever its area.
+    It is NaN if both masks are empty, and 0 if one is. Every surface voxel counts the same, whatever its area.
     """
     a_mm, b_mm = (np.argwhere(find_surface(mask)) * np.array(spacing_mm) for mask in (a, b))
     if not len(a_mm) or not len(b_mm):

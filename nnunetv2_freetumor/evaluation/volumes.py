@@ -9,19 +9,19 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from nnunetv2_freetumor.evaluation.case_scores import score_case
-from nnunetv2_freetumor.evaluation.inputs import Files, Labels
+from nnunetv2_freetumor.evaluation.inputs import Labels, PredictedCase
 from nnunetv2_freetumor.evaluation.scores import CaseScore, Pair, Rule
 from nnunetv2_freetumor.files.cases import GEOMETRY_TOLERANCE, Case, read_label
 
-PROBABILITIES = "probabilities"  # key in nnU-Net's CASE.npz
-LEAST_AGREEING_SHARE = 0.95  # of predicted tumor voxels: the tumor's probability is high enough to win there
+_PROBABILITIES = "probabilities"  # key in nnU-Net's CASE.npz
+_LEAST_AGREEING_SHARE = 0.95  # of predicted tumor voxels: the tumor's probability is high enough to win there
 
 
-def check_files(files: Files, labels: Labels) -> None:
+def check_files(files: PredictedCase, labels: Labels) -> None:
     """Read a case's files and refuse what cannot be scored.
 
     Raises:
-        ValueError: names the files, the rule, and the way out.
+        ValueError: the files do not fit each other or dataset.json.
     """
     reference, prediction = read_label(files.reference), read_label(files.prediction)
     _check_grid(reference, prediction)
@@ -30,7 +30,7 @@ def check_files(files: Files, labels: Labels) -> None:
         if unknown := sorted(set(present) - labels.values):
             raise ValueError(
                 f"{label.path} holds the label {', '.join(map(str, unknown))}, but dataset.json only has "
-                f"{', '.join(map(str, sorted(labels.values)))}. Is it another dataset's file?"
+                f"{', '.join(map(str, sorted(labels.values)))}. Is it a file of another dataset?"
             )
     if files.probabilities:
         shape = _header(files.probabilities).shape
@@ -42,8 +42,8 @@ def check_files(files: Files, labels: Labels) -> None:
             )
 
 
-def score_files(files: Files, labels: Labels, rule: Rule) -> tuple[CaseScore, ...]:
-    """Score one case: one result for each pair."""
+def score_files(files: PredictedCase, labels: Labels, rule: Rule) -> tuple[CaseScore, ...]:
+    """Score one case, pair by pair."""
     reference, prediction = read_label(files.reference), read_label(files.prediction)
     truth, guess = (case.array.astype(np.int32) for case in (reference, prediction))
     scores = []
@@ -59,10 +59,10 @@ def score_files(files: Files, labels: Labels, rule: Rule) -> tuple[CaseScore, ..
 def read_probability(
     path: Path, labels: Labels, pair: Pair, prediction: Integer[np.ndarray, "z y x"]
 ) -> Float[np.ndarray, "z y x"] | None:
-    """Read the tumor's channel of nnU-Net's probabilities, without the others.
+    """Read only the tumor's channel of nnU-Net's probabilities.
 
     Returns:
-        None where no channel is exactly this tumor.
+        None if no channel is exactly this tumor.
 
     Raises:
         ValueError: the probabilities do not belong to the prediction.
@@ -73,18 +73,18 @@ def read_probability(
     head = _header(path)
     voxels = math.prod(head.shape[1:])
     if head.columns_first:
-        probability = np.load(path)[PROBABILITIES][channel]
+        probability = np.load(path)[_PROBABILITIES][channel]
     else:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{PROBABILITIES}.npy") as stream:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{_PROBABILITIES}.npy") as stream:
             stream.seek(head.length + channel * voxels * head.kind.itemsize)
             data = stream.read(voxels * head.kind.itemsize)
         probability = np.frombuffer(data, head.kind).reshape(head.shape[1:])
     wins = probability[np.isin(prediction, pair.tumor)] >= 1 / max(len(labels.channels), 2) - 1e-3
-    if wins.size and wins.mean() < LEAST_AGREEING_SHARE:
+    if wins.size and wins.mean() < _LEAST_AGREEING_SHARE:
         raise ValueError(
-            f"{path} does not belong to the prediction beside it: where that shows '{pair.name}', its probability is "
-            f"high in {wins.mean():.0%} of the voxels only. Predict again with --save_probabilities, or remove the "
-            ".npz files to score without FROC and AUROC."
+            f"{path} does not belong to the prediction next to it: the probability of '{pair.name}' is high in only "
+            f"{wins.mean():.0%} of the voxels predicted as such. Predict again with --save_probabilities, or remove "
+            "the .npz files to score without FROC and AUROC."
         )
     return probability.astype(np.float32)
 
@@ -97,9 +97,9 @@ class _Header(NamedTuple):
 
 
 def _header(path: Path) -> _Header:
-    """Read what an .npz says about its probabilities, without unpacking them."""
+    """Read the header of the probabilities in an .npz, without unpacking them."""
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{PROBABILITIES}.npy") as stream:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{_PROBABILITIES}.npy") as stream:
             np.lib.format.read_magic(stream)
             shape, columns_first, kind = np.lib.format.read_array_header_1_0(stream)
             return _Header(shape, columns_first, kind, stream.tell())
@@ -121,7 +121,7 @@ def _check_grid(reference: Case, prediction: Case) -> None:
     ]
     if differences:
         raise ValueError(
-            f"Reference {reference.path} and prediction {prediction.path} must lie on one voxel grid, but they differ "
+            f"Reference {reference.path} and prediction {prediction.path} must be on the same grid, but differ "
             f"in {'; '.join(differences)}. Predict on the image that the reference was drawn on, or resample the "
-            "prediction onto the reference's grid with nearest neighbor interpolation."
+            "prediction onto the reference's grid with nearest-neighbor interpolation."
         )

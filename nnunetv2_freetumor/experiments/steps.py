@@ -1,6 +1,6 @@
-"""Run one command after the other, with a progress bar, a log file each, and a note of what is finished.
+"""Run commands one after the other, each with a progress bar, a log file, and a note once it is finished.
 
-And what demo, study and the bundled generator share: nnU-Net's folders and a small configuration.
+Also what demo, study and the bundled generator share: nnU-Net's folders and a small configuration.
 """
 
 import json
@@ -20,31 +20,31 @@ from tqdm import tqdm
 from nnunetv2_freetumor import startup
 from nnunetv2_freetumor.files.cases import check_writable, write_json
 
-OWN_PROGRAM = "nnUNetv2_freetumor"
-OWN_START = "import sys; from nnunetv2_freetumor.cli import main; sys.exit(main())"
-POLL_SECONDS = 0.5
-LAST_LINES = 25  # of a failed step's log, to be shown
+_OWN_PROGRAM = "nnUNetv2_freetumor"
+_OWN_START = "import sys; from nnunetv2_freetumor.cli import main; sys.exit(main())"
+_POLL_SECONDS = 0.5
+_LAST_LINES = 25  # of a failed step's log, to be shown
 
 
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
-PLANS, CONFIGURATION = "nnUNetPlans", "3d_coarse"
-FEATURES = [16, 32, 64, 64]  # of the small network, by stage
+PLANS, COARSE_CONFIGURATION = "nnUNetPlans", "3d_coarse"
+COARSE_FEATURES = [16, 32, 64, 64]  # of the small network, by stage
 COARSE = {"spacing": [4.0, 2.5, 2.5], "patch_size": [24, 56, 56], "batch_size": 2, "batch_dice": True}  # z, y, x
 
 
 class Step(NamedTuple):
-    """One step: a command line as one would type it, or a function of this process and what to call it."""
+    """One step: a command line as a user would type it, or a function of this process and a description of it."""
 
     name: str
     title: str
     command: str
     function: Callable[[], None] | None = None
-    mark: str = ""  # pattern in the log: its number tells how far the command has come, or else how often it occurs
+    mark: str = ""  # pattern in the log whose number, or else its count, is the progress
     total: int = 0
 
 
 class Runner:
-    """Run steps in order; a step that was finished by an earlier run, with all steps before it, is skipped."""
+    """Run steps in order; a step that an earlier run finished, with all steps before it, is skipped."""
 
     def __init__(self, root: Path, environment: Mapping[str, str], number_of_steps: int) -> None:
         self.root = root  # where commands run, so that their paths are relative
@@ -100,32 +100,32 @@ class Runner:
 
 
 def program(name: str) -> list[str]:
-    """Find a command beside the running Python, or on the path.
+    """Find a command next to the running Python, or on the path.
 
     Raises:
         ValueError: nnU-Net's command is not installed.
     """
-    if name == OWN_PROGRAM:
-        return [sys.executable, "-c", OWN_START]
+    if name == _OWN_PROGRAM:
+        return [sys.executable, "-c", _OWN_START]
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
-        raise ValueError(f"The command {name} is not installed beside {sys.executable}. Run 'pip install nnunetv2'.")
+        raise ValueError(f"The command {name} is not installed next to {sys.executable}. Run 'pip install nnunetv2'.")
     return [found]
 
 
 def last_lines(log: Path) -> str:
-    """Give the end of a log, to be shown with an error."""
-    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:])
+    """Return the end of a log, to be shown with an error."""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:])
 
 
 def progress(log: str, mark: str) -> int:
-    """Tell how far a command has come: the last number that the pattern caught, or how often it occurred."""
+    """Return a command's progress: the last number that the pattern captured, or how often it occurred."""
     found = re.findall(mark, log) if mark else []
     return int(found[-1]) if found and found[-1].isdigit() else len(found)
 
 
 def _follow(process: subprocess.Popen, step: Step, log: Path) -> None:
-    """Move a bar while a command runs; where nobody watches, print it only when it has moved."""
+    """Update a progress bar while a command runs; without a terminal, print it only when it has moved."""
     watched = sys.stderr.isatty()
     bar_format = None if step.total else "{desc} {elapsed}"
     with tqdm(total=step.total or None, desc=f"    {step.name}", bar_format=bar_format) as bar:
@@ -134,12 +134,12 @@ def _follow(process: subprocess.Popen, step: Step, log: Path) -> None:
             moved, bar.n = now > bar.n, now
             if watched or moved:
                 bar.refresh()
-            time.sleep(POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)
         bar.n = step.total if process.returncode == 0 else bar.n
 
 
 def end_process(process: subprocess.Popen) -> None:
-    """Stop a command that still runs, as Ctrl-C would, so that it ends its own children."""
+    """Stop a running command as Ctrl-C would, so that it ends its own children."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         try:
@@ -150,13 +150,13 @@ def end_process(process: subprocess.Popen) -> None:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """Give the commands folders of their own and settings for two cores; torch.compile pays only in long trainings."""
+    """Return an environment with folders of its own and settings for two cores, without torch.compile."""
     startup.extend()
     settings = {
         "nnUNet_def_n_proc": "2",
         "nnUNet_n_proc_DA": "2",
-        "nnUNet_compile": "f",
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait leave the core to the loader processes
+        "nnUNet_compile": "f",  # pays off only in long trainings
+        "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads leave the core to the loader processes
         "PYTHONUNBUFFERED": "1",
     }
     return {
@@ -167,9 +167,9 @@ def environment(root: Path) -> dict[str, str]:
 
 
 def add_coarse_configuration(
-    plans_file: Path, features: Sequence[int], name: str = CONFIGURATION, **changes: Any
+    plans_file: Path, features: Sequence[int], name: str = COARSE_CONFIGURATION, **changes: Any
 ) -> None:
-    """Add a configuration with large voxels and a small network, which two cores train in minutes."""
+    """Add a configuration with large voxels and a small network, which trains on two cores in minutes."""
     plans = json.loads(plans_file.read_text(encoding="utf-8"))
     stages = len(features)
     architecture = json.loads(json.dumps(plans["configurations"]["3d_fullres"]["architecture"]))

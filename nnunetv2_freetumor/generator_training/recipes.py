@@ -54,7 +54,10 @@ RULES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a generator is trained; (x, y, z) are the patient's axes."""
+    """How a generator is trained; (x, y, z) are the patient's axes.
+
+    Field names are a file format: `recipe_changes` in the plans.
+    """
 
     kind: Literal["lite", "freetumor"]  # of network
     adversarial: Literal["hinge", "voxel"]  # patch critic with hinge loss, or the published critic of voxel classes

@@ -17,7 +17,10 @@ SIDE_MULTIPLES = {"freetumor": 8, "lite": 4}  # of voxels: how often each networ
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a generator file holds, what it was trained on, and how to run it."""
+    """What a generator file holds, what it was trained on, and how it is to be run.
+
+    Field names are a file format: the header of a generator file.
+    """
 
     name: str
     kind: Literal["freetumor", "lite"]

@@ -33,7 +33,7 @@ Fold = int | str | None
 
 
 class Choice(NamedTuple):
-    """Which generator renders a target's lesions."""
+    """Which generator renders a target's lesions. Field names are a file format: freetumor_chosen.json."""
 
     target: str
     generator: str  # its name

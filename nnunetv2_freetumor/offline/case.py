@@ -1,4 +1,4 @@
-"""Make one synthetic case: read, plant, and write image, label and, last of all, its provenance."""
+"""Make one synthetic case: read, plant, and write image, label and, last of all, provenance."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from nnunetv2_freetumor.files.cases import SLICE_AXIS, Case
 from nnunetv2_freetumor.files.hashes import file_hash
 from nnunetv2_freetumor.generators.choice import Choice, build_generators
 from nnunetv2_freetumor.offline.planting import plant
-from nnunetv2_freetumor.offline.provenance import GeneratorFile, Recipe, exact_hash, record
+from nnunetv2_freetumor.offline.provenance import GeneratorFile, PlantingSettings, exact_hash, record
 
 PROVENANCE = "provenance"  # folder of the new dataset
 
@@ -27,21 +27,27 @@ class Source(NamedTuple):
     label: str
 
 
+class Destination(NamedTuple):
+    """Where a synthetic case is written."""
+
+    folder: str  # of the new dataset
+    ending: str
+
+
 class SyntheticOrder(NamedTuple):
     """One synthetic case to be made."""
 
     case: str
     source: Source
-    dataset: str  # the source's, or nothing
-    folder: str  # the new dataset's
-    ending: str
-    recipe: Recipe
-    labels: tuple[int, ...] = ()  # the label values that may occur; nothing: any
-    expected: tuple[tuple[str, str], ...] = ()  # content hashes of inputs and results, where a case is made again
+    dataset: str  # of the source; empty if it is from folders
+    destination: Destination
+    settings: PlantingSettings
+    labels: tuple[int, ...] = ()  # the label values that may occur; empty: any
+    expected: tuple[tuple[str, str], ...] = ()  # content hashes of inputs and results, for a case that is recreated
 
 
-class Files(NamedTuple):
-    """Where a synthetic case lies."""
+class SyntheticFiles(NamedTuple):
+    """The files of a synthetic case."""
 
     image: Path
     label: Path
@@ -54,38 +60,38 @@ class _Inputs(NamedTuple):
     names_and_hashes: dict[str, Any]
 
 
-def files_of(order: SyntheticOrder) -> Files:
-    """Name a case's three files."""
-    folder = Path(order.folder)
-    return Files(
-        folder / "imagesTr" / f"{order.case}_0000{order.ending}",
-        folder / "labelsTr" / f"{order.case}{order.ending}",
+def synthetic_files(order: SyntheticOrder) -> SyntheticFiles:
+    """Return the paths of a case's three files."""
+    folder, ending = Path(order.destination.folder), order.destination.ending
+    return SyntheticFiles(
+        folder / "imagesTr" / f"{order.case}_0000{ending}",
+        folder / "labelsTr" / f"{order.case}{ending}",
         folder / PROVENANCE / f"{order.case}.json",
     )
 
 
 def is_made(order: SyntheticOrder) -> bool:
-    """Tell whether a case is complete."""
-    return all(path.is_file() for path in files_of(order))
+    """Return whether a case is complete."""
+    return all(path.is_file() for path in synthetic_files(order))
 
 
 def make_case(order: SyntheticOrder) -> CaseReport:
-    """Make one case; one whose input does not serve is skipped, and nothing of it is written."""
+    """Make one case; one whose input is unusable is skipped, and nothing of it is written."""
     with one_thread():
         try:
             inputs = _read(order)
-            generators = _generators(order.recipe)
-            device = torch.device(order.recipe.device)
-            planting = plant(*inputs[:2], order.recipe.section, order.recipe.lesions, device, *generators)
+            generators = _generators(order.settings)
+            device = torch.device(order.settings.device)
+            planting = plant(*inputs[:2], order.settings.section, order.settings.lesions, device, *generators)
         except ValueError as error:
             return CaseReport(order.case, "skipped", str(error))
     if not planting.lesions:
-        reason = planting.shortfall or "no lesion found a place"
+        reason = planting.shortfall or "there is no room for any lesion"
         return CaseReport(order.case, "skipped", f"{order.source.image}: {reason}")
     source = {"case": order.source.case, "dataset": order.dataset, **inputs.names_and_hashes}
-    written = record(order.case, source, order.recipe, planting.lesions, planting.image, planting.label)
+    written = record(order.case, source, order.settings, planting.lesions, planting.image, planting.label)
     _check_expected(order, written["result"], "result")
-    files = files_of(order)
+    files = synthetic_files(order)
     cases.write_case(planting.image, files.image)
     cases.write_case(planting.label, files.label)
     cases.write_json(written, files.provenance)
@@ -94,7 +100,7 @@ def make_case(order: SyntheticOrder) -> CaseReport:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let PyTorch use one thread, so that sums are added up in the same order wherever a case is made."""
+    """Limit PyTorch to one thread, so that sums are added up in the same order wherever a case is made."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -114,26 +120,26 @@ def _read(order: SyntheticOrder) -> _Inputs:
     if order.labels and (others := sorted(set(np.unique(label.array).tolist()) - set(order.labels))):
         named = ", ".join(f"{value:g}" for value in others)
         raise ValueError(
-            f"{label.path} holds the labels {named}, which are neither background nor --host nor --tumor. Leave them "
-            "out of the masks, or name them with --host."
+            f"{label.path} holds the labels {named}, which are neither background nor --host nor --tumor. Remove them "
+            "from the masks, or list them in --host."
         )
     return _Inputs(image, label, known)
 
 
-def _generators(recipe: Recipe) -> list[Any]:
-    """Load what draws the lesions and refuse files that have changed since they were chosen."""
-    for generator in recipe.generators:
+def _generators(settings: PlantingSettings) -> list[Any]:
+    """Load the generators and refuse files that have changed since they were chosen."""
+    for generator in settings.generators:
         if generator.path is not None and file_hash(generator.path) != generator.sha256:
-            raise OSError(f"The generator file {generator.path} has changed since this run began. Start the run anew.")
+            raise OSError(f"The generator file {generator.path} has changed since this run began. Start the run again.")
     choices = [
         Choice(target.name, generator.name, generator.path and Path(generator.path), "")  # type: ignore[arg-type]
-        for target, generator in zip(recipe.section.targets, recipe.generators)
+        for target, generator in zip(settings.section.targets, settings.generators)
     ]
-    return build_generators(choices, recipe.section, SLICE_AXIS, torch.device(recipe.device))
+    return build_generators(choices, settings.section, SLICE_AXIS, torch.device(settings.device))
 
 
 def _check_expected(order: SyntheticOrder, hashes: dict[str, str], kind: str) -> None:
-    """Refuse what is not bit for bit what a provenance file says."""
+    """Refuse voxels that do not match the hashes of a provenance file."""
     expected = dict(order.expected)
     for part, sha256 in hashes.items():
         if expected.get(f"{kind} {part}", sha256) != sha256:
@@ -141,18 +147,18 @@ def _check_expected(order: SyntheticOrder, hashes: dict[str, str], kind: str) ->
             text = (
                 f"{where} does not hold the voxels that {order.case} was made from"
                 if kind == "input"
-                else f"the {part} of {order.case} comes out otherwise than its provenance says: PyTorch, the "
-                "device or the kind of CPU differ (its provenance names them)"
+                else f"the {part} of {order.case} does not match its provenance: PyTorch, the device or the kind of "
+                "CPU differ (the provenance file names them)"
             )
             raise ValueError(text[0].upper() + text[1:] + ".")
 
 
-def _counts(order: SyntheticOrder, files: Files, lesions: int) -> dict[str, float]:
+def _counts(order: SyntheticOrder, files: SyntheticFiles, lesions: int) -> dict[str, float]:
     """Count what was read and written."""
     read = sum(Path(path).stat().st_size for path in order.source[1:])
     return {
         "lesions": lesions,
-        "lesions asked for": order.recipe.lesions,
+        "lesions asked for": order.settings.lesions,
         "bytes_in": read,
         "bytes_out": sum(path.stat().st_size for path in files),
         "files_out": len(files),
@@ -160,7 +166,7 @@ def _counts(order: SyntheticOrder, files: Files, lesions: int) -> dict[str, floa
 
 
 def generator_file(choice: Choice) -> GeneratorFile:
-    """Pin down a chosen generator by its hash."""
+    """Return a chosen generator's name, path and hash."""
     if choice.path is None:
         return GeneratorFile(choice.generator)
     return GeneratorFile(choice.generator, str(choice.path.resolve()), file_hash(choice.path))

@@ -16,7 +16,7 @@ from nnunetv2_freetumor.plan import Prior, Section, SizeClass, Target, always_pl
 from nnunetv2_freetumor.planning.roles import LUNG_HU
 from nnunetv2_freetumor.training.device import choose_device
 
-LUNG_PRIORS = ("lung", "covid19")
+_LUNG_PRIORS = ("lung", "covid19")
 
 
 def synthesize_case(
@@ -34,19 +34,19 @@ def synthesize_case(
 ) -> None:
     """Plant tumors into one CT and write OUTPUT/CASE_0000.nii.gz, OUTPUT/CASE.nii.gz and OUTPUT/CASE.json.
 
-    `host` may be left out for lung priors: the lung is then found as air inside the body. A host too small for any
-    lesion is reported and written as it is. `generator` is texture, auto, the name of an installed or bundled one, or a
-    file.
+    `host` may be left out for lung priors: the lung is then found as air inside the body. If the host is too small for
+    any lesion, that is reported and the case is written unchanged. `generator` is texture, auto, the name of an
+    installed or bundled generator, or a file.
 
     Raises:
-        ValueError: an input, a setting or the output folder that cannot work; nothing is written then.
+        ValueError: an input, a setting or the output folder cannot work; nothing is written then.
     """
     hosts = (host,) if isinstance(host, int) else tuple(host or ())
     target = make_target(_prior(prior, diameter_mm), hosts, tumor)
     section = _section(target, generator, seed, lesions)
     chosen = choose_device(device)
     choices = choice.choose_generators(section, {}, "", None, [])
-    (drawing,) = choice.build_generators(choices, section, SLICE_AXIS, chosen)
+    (renderer,) = choice.build_generators(choices, section, SLICE_AXIS, chosen)
     folder = cases.check_writable(output)
     name = case_name(Path(image))
     paths = folder / f"{name}_0000.nii.gz", folder / f"{name}.nii.gz"
@@ -55,7 +55,7 @@ def synthesize_case(
     cases.check_same_geometry(ct, labels)
     if choices[0].path is not None:
         print(*choice.choice_lines(choices), sep="\n")
-    planting = plant(ct, labels, section, lesions, chosen, drawing)
+    planting = plant(ct, labels, section, lesions, chosen, renderer)
     record = {
         "version": __version__,
         "seed": seed,
@@ -83,13 +83,15 @@ def _prior(name: str, diameter_mm: float | None) -> Prior:
 
 
 def make_target(prior: Prior, hosts: tuple[int, ...], tumor: int) -> Target:
-    """Make the target of a bundled prior; a lung may be without a label.
+    """Return the target of a prior; a lung may be without a label.
 
     Raises:
-        ValueError: no host, or a tumor that is one.
+        ValueError: there is no host, or the tumor's label is one of its.
     """
-    if not hosts and prior.name not in LUNG_PRIORS:
-        raise ValueError(f"--host is missing: with the prior '{prior.name}', give the label of the organ, as --host 1.")
+    if not hosts and prior.name not in _LUNG_PRIORS:
+        raise ValueError(
+            f"--host is missing: with the prior '{prior.name}', give the label of the organ, such as --host 1."
+        )
     if tumor <= 0 or tumor in hosts:
         raise ValueError(f"--tumor must be a label above 0 and none of --host {list(hosts)}, but it is {tumor}.")
     return Target(
@@ -105,9 +107,9 @@ def make_target(prior: Prior, hosts: tuple[int, ...], tumor: int) -> Target:
 
 def _section(target: Target, generator: str, seed: int, lesions: int) -> Section:
     if lesions < 1:
-        raise ValueError(f"-n must be at least 1 lesion, but it is {lesions}.")
+        raise ValueError(f"-n must be 1 or more, but it is {lesions}.")
     section = Section(targets=(target,), labels={}, plans_hash="", generator=generator, seed=seed, min_visibility=0.0)
-    return always_planting(section)  # whoever asks for a small lesion gets it
+    return always_planting(section)  # even lesions that are hard to see are planted as asked
 
 
 def _check_inputs_stay(inputs: tuple[str | Path, ...], outputs: tuple[Path, ...]) -> None:
@@ -121,7 +123,7 @@ def _report(planting: Planting, record: dict[str, Any], paths: Sequence[Path]) -
     print(f"Planted {len(lesions)} of {wanted} lesion(s).{planting.shortfall and ' ' + planting.shortfall}")
     for lesion in lesions:
         x, y, z = lesion["center_mm"]
-        place = f"at x {x:.1f}, y {y:.1f}, z {z:.1f} mm"
-        print(f"  {lesion['diameter_mm']:.1f} mm, {lesion['contrast_hu']:+.0f} HU against the host, {place}")
+        position = f"at x {x:.1f}, y {y:.1f}, z {z:.1f} mm"
+        print(f"  {lesion['diameter_mm']:.1f} mm, {lesion['contrast_hu']:+.0f} HU against the host, {position}")
     for path in paths:
         print(path)

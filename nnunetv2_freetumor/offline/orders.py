@@ -1,4 +1,4 @@
-"""Order synthetic cases: from sources and wishes, or again from a provenance file."""
+"""Order synthetic cases: from sources and a request, or again from a provenance file."""
 
 import dataclasses
 import hashlib
@@ -12,58 +12,60 @@ from nnunetv2_freetumor import __version__
 from nnunetv2_freetumor.files.synthetic_names import synthetic_name
 from nnunetv2_freetumor.generators import choice as generator_choice
 from nnunetv2_freetumor.generators.weights import find_generator, read_card
-from nnunetv2_freetumor.offline.case import Source, SyntheticOrder, generator_file
-from nnunetv2_freetumor.offline.provenance import GeneratorFile, Recipe, Recorded, case_seed, read_record
-from nnunetv2_freetumor.offline.sources import Listed, Sources, list_pairs, list_training_cases, planting_section
+from nnunetv2_freetumor.offline.case import Destination, Source, SyntheticOrder, generator_file
+from nnunetv2_freetumor.offline.provenance import GeneratorFile, PlantingSettings, Recorded, case_seed, read_provenance
+from nnunetv2_freetumor.offline.sources import Listed, Sources, case_section, list_pairs, list_training_cases
 from nnunetv2_freetumor.plan import RETIRED, to_json
 from nnunetv2_freetumor.synthesis.draws import lesion_count
 
 
-class Wish(NamedTuple):
-    """What the user asks for."""
+class Request(NamedTuple):
+    """What the user asks for. Field names are a file format: settings.json."""
 
     per_case: int
-    lesions: int | None  # of each case; drawn from the prior otherwise
+    lesions: int | None  # of each case; None: drawn from the prior
     seed: int
     generator: str
     device: str
 
 
 class Orders(NamedTuple):
-    """What is to be made, and what it follows from."""
+    """The cases to be made, and what they depend on."""
 
     orders: list[SyntheticOrder]
-    settings: dict[str, Any]  # what must not change when a run goes on
-    choices: list[str]  # which generators, in words
+    settings: dict[str, Any]  # what must stay the same when a run is continued
+    choices: list[str]  # the generators, in words
     seen: set[str]  # cases of the source dataset that a generator was trained on
 
 
-def make_orders(sources: Sources, folder: Path, wish: Wish) -> Orders:
+def make_orders(sources: Sources, folder: Path, request: Request) -> Orders:
     """Order each source's synthetic cases.
 
     Raises:
-        ValueError: a number below 1, a bad seed, or a generator that cannot be had.
+        ValueError: a number below 1, a bad seed, or a generator that cannot be used.
     """
-    for flag, value in (("-n", wish.per_case), ("--lesions", wish.lesions)):
+    for flag, value in (("-n", request.per_case), ("--lesions", request.lesions)):
         if value is not None and value < 1:
             raise ValueError(f"{flag} must be at least 1, but it is {value}.")
-    section = planting_section(sources.section, wish.seed)
-    asked = dataclasses.replace(section, generator=wish.generator)
+    section = case_section(sources.section, request.seed)
+    asked = dataclasses.replace(section, generator=request.generator)
     choices = generator_choice.choose_generators(asked, {}, "", None, [])
     generators = tuple(map(generator_file, choices))
-    retired = {name: always for name, (always, _) in RETIRED.items()}  # a run that began with them goes on
+    retired = {
+        name: always for name, (always, _) in RETIRED.items()
+    }  # so that a run that began with them can be continued
     text = json.dumps(to_json(section) | retired, sort_keys=True)
     settings = {
         "version": __version__,
         "source": sources.dataset,
         "section": hashlib.sha256(text.encode()).hexdigest()[:16],
         "generators": [[generator.name, generator.sha256] for generator in generators],
-        **wish._asdict(),
+        **request._asdict(),
     }
     orders = [
-        _order(sources, source, number, str(folder), wish, generators)
+        _order(sources, source, number, str(folder), request, generators)
         for source in sources.cases
-        for number in range(wish.per_case)
+        for number in range(request.per_case)
     ]
     cards = [read_card(path) for path in {choice.path for choice in choices} if path is not None]
     seen = {case for card in cards if card.dataset == sources.dataset for case in card.training_cases}
@@ -71,30 +73,31 @@ def make_orders(sources: Sources, folder: Path, wish: Wish) -> Orders:
 
 
 def _order(
-    sources: Sources, source: Source, number: int, folder: str, wish: Wish, generators: tuple[GeneratorFile, ...]
+    sources: Sources, source: Source, number: int, folder: str, request: Request, generators: tuple[GeneratorFile, ...]
 ) -> SyntheticOrder:
-    seed = case_seed(wish.seed, source.case, number)
+    seed = case_seed(request.seed, source.case, number)
     uniform = torch.rand((), generator=torch.Generator().manual_seed(seed))
-    lesions = wish.lesions or lesion_count(sources.section.targets[0].prior, uniform)
-    recipe = Recipe(planting_section(sources.section, seed), lesions, generators, wish.device)
+    lesions = request.lesions or lesion_count(sources.section.targets[0].prior, uniform)
+    settings = PlantingSettings(case_section(sources.section, seed), lesions, generators, request.device)
     name, ending = synthetic_name(source.case, number), sources.dataset_json["file_ending"]
-    return SyntheticOrder(name, source, sources.dataset, folder, ending, recipe, sources.labels)
+    return SyntheticOrder(name, source, sources.dataset, Destination(folder, ending), settings, sources.labels)
 
 
 def order_again(provenance: str, folder: str, images: str | None, hosts: str | None, generator: str) -> SyntheticOrder:
     """Order a case again, with the hashes that inputs and result must have.
 
     Raises:
-        ValueError: the file is no provenance of this version, or its inputs or generator are not there.
+        ValueError: the file is not a provenance file of this version, or its inputs or generator are missing.
     """
-    recorded = read_record(provenance)
+    recorded = read_provenance(provenance)
     source, ending = _find_source(recorded, images, hosts)
-    generators = tuple(_find_generator(known, generator) for known in recorded.recipe.generators)
+    generators = tuple(_find_generator(known, generator) for known in recorded.settings.generators)
     expected = [(f"input {part}", recorded.source[part]["sha256"]) for part in ("image", "label")]
     expected += [(f"result {part}", recorded.result[part]) for part in ("image", "label")]
-    recipe = recorded.recipe._replace(generators=generators)
+    settings = recorded.settings._replace(generators=generators)
     dataset = recorded.source["dataset"]
-    return SyntheticOrder(recorded.case, source, dataset, folder, ending, recipe, expected=tuple(expected))
+    destination = Destination(folder, ending)
+    return SyntheticOrder(recorded.case, source, dataset, destination, settings, expected=tuple(expected))
 
 
 def _find_source(recorded: Recorded, images: str | None, hosts: str | None) -> tuple[Source, str]:
@@ -105,7 +108,7 @@ def _find_source(recorded: Recorded, images: str | None, hosts: str | None) -> t
     elif images is not None and hosts is not None:
         listed = Listed(list_pairs(images, hosts)[0], ".nii.gz")
     else:
-        raise ValueError(f"{recorded.case} was made from folders of images and masks: give them with -i and -l.")
+        raise ValueError(f"{recorded.case} was made from folders of images and masks: give both with -i and -l.")
     for source in listed.cases:
         if source.case == case:
             return source, listed.ending
@@ -115,7 +118,7 @@ def _find_source(recorded: Recorded, images: str | None, hosts: str | None) -> t
 
 
 def _find_generator(known: GeneratorFile, name: str) -> GeneratorFile:
-    """Find a generator's file: by the name that its provenance gives, or where the user says it is."""
+    """Find a generator's file: by the name in the provenance, or the one that the user gives."""
     if known.sha256 is None:
         return known
     path = find_generator(known.name if name == "texture" else name)

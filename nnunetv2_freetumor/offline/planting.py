@@ -1,4 +1,4 @@
-"""Plant lesions into one raw CT volume, one after the other, and keep every voxel that no lesion changed."""
+"""Plant lesions into one raw CT volume, one after the other; every voxel that no lesion changes stays."""
 
 import dataclasses
 import math
@@ -22,13 +22,13 @@ from nnunetv2_freetumor.synthesis.region import Generator
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
 from nnunetv2_freetumor.synthesis.volume import Spacing
 
-CANDIDATES = 256  # places to try for one lesion
-TRIES = 12  # lesions to draw until one finds a place
-PLAUSIBLE_HOST_HU = (-1000.0, 400.0)
+CANDIDATES_PER_LESION = 256  # host voxels to try in one draw
+TRIES_PER_LESION = 12  # until one finds a place
+_PLAUSIBLE_HOST_HU = (-1000.0, 400.0)
 
 
 class Planting(NamedTuple):
-    """A case with its lesions; `shortfall` says in words why there are fewer than asked for."""
+    """A case with its lesions; `shortfall` explains why there are fewer than asked for."""
 
     image: Case
     label: Case
@@ -37,7 +37,7 @@ class Planting(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """A target whose host is in view, with what draws its lesions."""
+    """A target whose host is in view, with its generator."""
 
     target: Target
     generator: Generator
@@ -54,10 +54,10 @@ def plant(
 ) -> Planting:
     """Plant up to `lesions` lesions of the section's targets; each keeps away from the ones before.
 
-    They are drawn by `generators`, one for each target. Among the targets whose host is in view, chance decides.
+    `generators` render them, one for each target. Targets are chosen at random among those whose host is in view.
 
     Raises:
-        ValueError: the label's type cannot hold a tumor's number, no host is in view, or the image is not in HU.
+        ValueError: the label map's type cannot hold a tumor's label, no host is in view, or the image is not in HU.
     """
     spacing_mm = (image.spacing_mm[0], image.spacing_mm[1], image.spacing_mm[2])
     assert len(generators) == len(section.targets), "one generator for each target"
@@ -80,14 +80,14 @@ def plant(
     _write_changes(planted[1].array[box], before.label, after.label)
     change = BeforeAfter(image.array[box], planted[0].array[box], label.array[box], planted[1].array[box])
     measured = [_moved(lesion, box) for lesion in measure_planted(change, aims, spacing_mm)]
-    reason = "" if len(measured) == lesions else "There is no room for more: ask for fewer or smaller lesions."
+    reason = "" if len(measured) == lesions else "There is no room for more lesions: ask for fewer or smaller ones."
     return Planting(*planted, measured, reason)
 
 
 def _in_view(
     image: Case, label: Case, section: Section, generators: Sequence[Generator], device: torch.device
 ) -> list[_Seen]:
-    """Find the targets whose host is in view."""
+    """Return the targets whose host is in view."""
     spacing_mm = (image.spacing_mm[0], image.spacing_mm[1], image.spacing_mm[2])
     found, errors = [], []
     for target, generator in zip(section.targets, generators):
@@ -105,7 +105,7 @@ def _in_view(
 
 
 def _too_small(seen: _Seen, spacing_mm: Spacing) -> str:
-    """Say so where a host has less room than the smallest lesion takes."""
+    """Return a message if a host is smaller than the smallest lesion, else an empty text."""
     host_mm3 = float(seen.host.sum()) * math.prod(spacing_mm)
     smallest_mm = min(size.min_mm for size in seen.target.prior.sizes if size.weight > 0)
     if host_mm3 >= math.pi / 6 * smallest_mm**3:
@@ -114,12 +114,12 @@ def _too_small(seen: _Seen, spacing_mm: Spacing) -> str:
 
 
 def _plant_one_by_one(before: _Volume, synthesizer: Synthesizer, lesions: int) -> tuple[_Volume, list[Aim]]:
-    """Redraw a lesion that finds no place; stop at the first one that finds none in all tries."""
+    """Plant one lesion at a time, with several tries each; stop at the first one that finds no place."""
     rng = torch.Generator().manual_seed(synthesizer.section.seed)
     volume, aims, targets = before, [], synthesizer.section.targets
     for _ in tqdm(range(lesions), desc="planting", unit="lesion", disable=None):
-        for _ in range(TRIES):
-            hu, label, drawn, _ = synthesizer(*volume, synthesizer.draw(1, rng, CANDIDATES))
+        for _ in range(TRIES_PER_LESION):
+            hu, label, drawn, _ = synthesizer(*volume, synthesizer.draw(1, rng, CANDIDATES_PER_LESION))
             if kept := [lesion for lesion in drawn if lesion.change.kept]:
                 break
         else:
@@ -142,13 +142,13 @@ def find_host(image: Case, label: Case, target: Target, spacing_mm: Spacing, dev
         host = host_mask(target, hu, labels.int(), spacing_mm)[0, 0].cpu().numpy()
     if not host.any():
         raise ValueError(
-            f"The host is empty: {_what_is_there(image, label, target)}. Give the organ's label with --host; for a "
-            "dataset's own cases it stands as 'host_labels' in the plans' freetumor section."
+            f"The host is empty: {_what_was_found(image, label, target)}. Give the organ's label with --host, or, for "
+            "cases of a dataset, as 'host_labels' in the plans' freetumor section."
         )
     return host
 
 
-def _what_is_there(image: Case, label: Case, target: Target) -> str:
+def _what_was_found(image: Case, label: Case, target: Target) -> str:
     if target.host_hu is None:
         wanted, found = (", ".join(f"{v:g}" for v in values) for values in (target.host_labels, np.unique(label.array)))
         return f"{label.path} has no voxel of host {wanted}, only the labels {found}"
@@ -158,7 +158,7 @@ def _what_is_there(image: Case, label: Case, target: Target) -> str:
 def _with_labeled_hosts(
     found: Sequence[_Seen], labels: np.ndarray, box: tuple[slice, ...]
 ) -> tuple[tuple[Target, ...], np.ndarray]:
-    """Give hosts without a label a spare one, so that they are searched for only once."""
+    """Assign a spare label to hosts without one, so that they are searched for only once."""
     targets = []
     for target, _, host in found:
         if target.host_hu is not None:
@@ -171,16 +171,16 @@ def _with_labeled_hosts(
 
 def _check_hu(image: Case, label: Case, host: np.ndarray) -> None:
     median_hu = float(np.median(image.array[host]))
-    low, high = PLAUSIBLE_HOST_HU
+    low, high = _PLAUSIBLE_HOST_HU
     if not low <= median_hu <= high:
         raise ValueError(
-            f"{image.path} does not look like CT in HU: the host's median is {median_hu:.0f}, and organs lie between "
-            f"{low:.0f} and {high:.0f} HU. Rescale it (often by subtracting 1024), or check --host in {label.path}."
+            f"{image.path} does not look like CT in HU: the host's median is {median_hu:.0f}, but organs lie between "
+            f"{low:.0f} and {high:.0f} HU. Rescale it (often by subtracting 1024), or check --host and {label.path}."
         )
 
 
 def _write_changes(array: np.ndarray, before: Tensor, after: Tensor) -> None:
-    """Write changed voxels only, whole numbers where the array holds such."""
+    """Write only changed voxels, rounded for integer arrays."""
     changed = (before != after)[0, 0].cpu().numpy()
     values = after[0, 0].cpu().numpy()[changed]
     if array.dtype.kind in "iu":
@@ -191,7 +191,9 @@ def _write_changes(array: np.ndarray, before: Tensor, after: Tensor) -> None:
 
 def _check_type(label: Case, tumor: int) -> None:
     if label.array.dtype.kind in "iu" and tumor > np.iinfo(label.array.dtype).max:
-        raise ValueError(f"--tumor {tumor} does not fit into {label.path}, whose voxels are {label.array.dtype}.")
+        raise ValueError(
+            f"--tumor {tumor} does not fit into {label.path}, whose type is {label.array.dtype}. Use a smaller label."
+        )
 
 
 def _tensor(array: np.ndarray, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""Show what training will plant: before/after/mask pictures from the preprocessed training cases."""
+"""Preview what training will plant: before/after/mask pictures of preprocessed training cases."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from nnunetv2_freetumor.planning.clip_window import preprocess_command
 from nnunetv2_freetumor.synthesis.planted import Aim, BeforeAfter
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
 
-PATCHES_PER_LESION = 12  # to try
+_PATCHES_PER_LESION = 12  # to try
 
 
 class _Patch(NamedTuple):
@@ -28,7 +28,7 @@ class _Patch(NamedTuple):
     image: np.ndarray  # (x y z) z-scores, nnU-Net's axis order: the patch and its surroundings
     label: np.ndarray
     inner: tuple[slice, ...]  # the patch itself
-    direction: tuple[float, ...] | None  # SimpleITK's, where nnU-Net read the case with it
+    direction: tuple[float, ...] | None  # SimpleITK's, if nnU-Net read the case with it
 
 
 def preview_command(
@@ -39,11 +39,11 @@ def preview_command(
     count: int = 6,
     seed: int = 0,
 ) -> None:
-    """Draw a sheet of lesions as training would plant them and print its path.
+    """Plot a sheet of lesions as training would plant them and print its path.
 
     Raises:
-        ValueError: no dataset, not preprocessed, an output folder that cannot be written to, or a section that cannot
-            work; the text says what to do.
+        ValueError: there is no such dataset, it is not preprocessed, the output folder cannot be written to, or the
+            section cannot work.
     """
     folder = check_writable(output)
     preprocessed, plans, dataset_json = planning.load_plans(dataset, plans_name)
@@ -55,17 +55,19 @@ def preview_command(
     data = preprocessed / settings.data_identifier
     if not (data.is_dir() and any(data.iterdir())):
         command = preprocess_command(plans, [configuration])
-        raise ValueError(f"{data} holds no preprocessed cases. Make them with\n{command}")
+        raise ValueError(f"{data} holds no preprocessed cases. Run\n{command}")
     section = always_planting(planning.section_for_training(plans, dataset_json))
     chosen = generator_choice.choose_generators(section, plans, configuration, None, [])
     print(*generator_choice.choice_lines(chosen), sep="\n")
     pictures = _pictures(data, settings, _synthesizer(settings, section, plans, chosen), plans, count, seed)
     if not pictures:
-        raise ValueError(f"No lesion found a place in the cases of {data}. Are their hosts labeled, and large enough?")
+        raise ValueError(
+            f"There was no room for any lesion in the cases of {data}. Check that their hosts are labeled and large."
+        )
     path = folder / f"preview_{plans['dataset_name']}_{configuration}.png"
     names = " and ".join(dict.fromkeys(choice.generator for choice in chosen))
     lesion_sheet(pictures, path, f"{plans['dataset_name']}, {configuration}, {names}, seed {seed}")
-    print(f"Drew {len(pictures)} of {count} lesion(s).")
+    print(f"Planted {len(pictures)} of {count} lesion(s).")
     print(path)
 
 
@@ -92,7 +94,7 @@ def _pictures(
     order = chance.permutation(cases.identifiers)
     pictures: list[Picture] = []
     with tqdm(total=count, desc="planting", unit="lesion", disable=None) as progress:
-        for attempt in range(PATCHES_PER_LESION * count):
+        for attempt in range(_PATCHES_PER_LESION * count):
             patch = _patch(cases, str(order[attempt % len(order)]), settings, synthesizer.section, chance)
             found = _plant(patch, synthesizer, rng, plans["transpose_forward"])[: count - len(pictures)]
             pictures += found
@@ -103,7 +105,7 @@ def _pictures(
 
 
 def _patch(cases: Any, case: str, settings: ConfigurationManager, section: Section, chance: Any) -> _Patch:
-    """Cut a patch around a random host voxel, or anywhere where no host has a label."""
+    """Cut a patch around a random host voxel, or anywhere if no host has a label."""
     image, label, _, properties = cases.load_case(case)
     hosts = {value for target in section.targets for value in target.host_labels}
     found = [at for key, at in properties["class_locations"].items() if len(at) and hosts & set(np.atleast_1d(key))]

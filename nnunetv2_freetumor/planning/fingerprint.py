@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,6 @@ import numpy as np
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-from tqdm import tqdm
 
 from nnunetv2_freetumor.files.cases import check_finite, write_json
 from nnunetv2_freetumor.files.synthetic_names import is_synthetic
@@ -150,25 +148,11 @@ def _stamp(cases: list[CaseFiles], targets: tuple[Target, ...]) -> str:
 
 
 def _measure_all(cases: list[CaseFiles], targets: tuple[Target, ...], num_processes: int) -> list[Notes]:
-    workers = min(num_processes, len(cases))
-    with tqdm(total=len(cases), desc="Measuring real tumors") as progress:
-        if workers == 1:
-            return [_measure_and_tell(case, targets, progress) for case in cases]
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            running = [pool.submit(_measure_files, case, targets) for case in cases]
-            for job in running:
-                job.add_done_callback(lambda _: progress.update())
-            try:
-                return [job.result() for job in running]
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    from nnunetv2_freetumor.cluster.processes import map_cases, several_processes  # most trainings have measurements
 
-
-def _measure_and_tell(case: CaseFiles, targets: tuple[Target, ...], progress: tqdm) -> Notes:
-    notes = _measure_files(case, targets)
-    progress.update()
-    return notes
+    with several_processes(min(num_processes, len(cases))) as executor:
+        work = partial(_measure_files, targets=targets)
+        return map_cases(work, cases, executor, "Measuring real tumors", "Set nnUNet_def_n_proc to fewer processes.")
 
 
 def _measure_files(case: CaseFiles, targets: tuple[Target, ...]) -> Notes:

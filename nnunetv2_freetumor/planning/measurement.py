@@ -30,7 +30,7 @@ _LOW_PASS_MM = 4.0
 
 
 class Tumor(NamedTuple):
-    """One connected tumor."""
+    """One connected tumor. Field names are a file format: freetumor_fingerprint.json."""
 
     diameter_mm: float  # of the sphere of equal volume
     elongation_logit: float  # logit of axis 2 / axis 1 of the ellipsoid of equal moments
@@ -46,7 +46,7 @@ class Tumor(NamedTuple):
 
 
 class Host(NamedTuple):
-    """The voxels of a host in one case."""
+    """The voxels of a host in one case. Field names are a file format: freetumor_fingerprint.json."""
 
     median_hu: float
     sd_hu: float  # robust: 1.4826 x median absolute deviation

@@ -32,7 +32,7 @@ _OF_CONFIGURATION = (
 
 
 class Record(NamedTuple):
-    """What is known about one case of the pool."""
+    """What is known about one case of the pool. Field names are a file format: records/CASE.json of a pool."""
 
     case: str
     source: str  # the image that it was made from

@@ -17,7 +17,7 @@ RULE = Rule()
 
 
 def organ(*tumors, shape=(8, 20, 20)):
-    """Give a label map full of host, with tumors on slices (z, y, x)."""
+    """Return a label map full of host, with tumors on slices (z, y, x)."""
     labels = np.full(shape, HOST, dtype=np.int16)
     for tumor in tumors:
         labels[tumor] = TUMOR

@@ -13,8 +13,8 @@ from nnunet_folders import LIVER, write_volume
 from nnunetv2_freetumor import cli
 from nnunetv2_freetumor.evaluation.command import evaluate_command
 from nnunetv2_freetumor.evaluation.files import as_json
-from nnunetv2_freetumor.evaluation.inputs import read_labels
-from nnunetv2_freetumor.evaluation.results import describe, p_text
+from nnunetv2_freetumor.evaluation.inputs import read_scored_labels
+from nnunetv2_freetumor.evaluation.results import evaluation_text, p_text
 from nnunetv2_freetumor.evaluation.scores import Pair
 from nnunetv2_freetumor.evaluation.volumes import read_probability
 from nnunetv2_freetumor.plan import SECTION, Section, Target, to_json
@@ -69,13 +69,13 @@ def test_the_table_is_printed_and_given_and_says_that_there_are_no_probabilities
     paths = (folders / "ref", folders / "pred", folders.djfile)
     text = evaluate_command(*paths, processes=1)
     assert capsys.readouterr().out == text + "\n"
-    assert "tumor (label 2 in label 1): 2 lesions in 2 scans, 1 of them without tumor" in text
+    assert "tumor (label 2 in label 1): 2 lesions in 2 scans, 1 of them tumor-free" in text
     assert "sensitivity all" in text and "has no probabilities (CASE.npz), so there is no FROC" in text
     assert max(map(len, text.split("Note:")[0].splitlines())) <= 120
 
 
 def test_the_table_stays_narrow_beside_another_model_and_p_values_are_readable():
-    assert max(map(len, describe(evaluation()).split("Note:")[0].splitlines())) <= 120
+    assert max(map(len, evaluation_text(evaluation()).split("Note:")[0].splitlines())) <= 120
     assert [p_text(p) for p in (0.0004, 0.04, math.nan)] == ["<0.001", "0.040", "-"]
 
 
@@ -142,19 +142,19 @@ def test_what_the_reference_ignores_counts_on_neither_side(tmp_path):
 
 def test_each_tumor_label_is_a_pair_and_one_label_in_several_organs_is_scored_once(tmp_path):
     two = {"background": 0, "liver": 1, "liver_tumor": 2, "kidney": 3, "kidney_tumor": 4}
-    assert read_labels(Folders(tmp_path, two).djfile).pairs == (
+    assert read_scored_labels(Folders(tmp_path, two).djfile).pairs == (
         Pair("liver_tumor", (2,), (1,)),
         Pair("kidney_tumor", (4,), (3,)),
     )
     shared = {"background": 0, "liver": 1, "kidney": 2, "pancreas": 3, "tumor": 4}
-    assert read_labels(Folders(tmp_path, shared).djfile).pairs == (Pair("tumor", (4,), (1, 2, 3)),)
+    assert read_scored_labels(Folders(tmp_path, shared).djfile).pairs == (Pair("tumor", (4,), (1, 2, 3)),)
 
 
 def test_regions_have_a_channel_each_and_labels_one_each_with_background(tmp_path):
-    labels = read_labels(Folders(tmp_path, {**LIVER, "ignore": 3}).djfile)
+    labels = read_scored_labels(Folders(tmp_path, {**LIVER, "ignore": 3}).djfile)
     assert labels.channels == ((0,), (1,), (2,)) and labels.ignore == 3 and labels.values == {0, 1, 2, 3}
     regions = {"background": 0, "liver": [1, 2], "liver_tumor": [2]}
-    labels = read_labels(Folders(tmp_path, regions).djfile)
+    labels = read_scored_labels(Folders(tmp_path, regions).djfile)
     assert labels.channels == ((1, 2), (2,)) and labels.pairs == (Pair("liver_tumor", (2,), (1,)),)
     assert labels.channel_of(labels.pairs[0]) == 1
 
@@ -167,15 +167,15 @@ def test_the_plans_section_tells_tumor_and_host(tmp_path):
     )
     plans = folders / "plans.json"
     plans.write_text(json.dumps({SECTION: to_json(Section(targets=(target,), labels=names, plans_hash=""))}))
-    assert read_labels(folders.djfile, plans).pairs == (Pair("class_2", (2,), (1,)),)
+    assert read_scored_labels(folders.djfile, plans).pairs == (Pair("class_2", (2,), (1,)),)
     other = Folders(tmp_path, LIVER)
-    with pytest.raises(ValueError, match="section was made for the labels .*parenchyma.* or leave -pfile out"):
-        read_labels(other.djfile, plans)
+    with pytest.raises(ValueError, match="section was made for the labels .*parenchyma.* or leave out -pfile"):
+        read_scored_labels(other.djfile, plans)
 
 
 def test_one_channel_of_the_probabilities_is_read_whatever_their_layout(tmp_path):
     folders = two_cases(tmp_path)
-    labels = read_labels(folders.djfile)
+    labels = read_scored_labels(folders.djfile)
     chances = np.random.default_rng(1).random((3, 4, 5, 6)).astype(np.float32)
     nothing = np.zeros((4, 5, 6), np.int32)
     for name, array in (("c", chances), ("columns", np.asfortranarray(chances))):
@@ -208,7 +208,7 @@ REFUSED = {
     "no dataset.json": (lambda f: None, {"dataset_json": "gone.json"}, "There is no file gone.json; -djfile must"),
     "broken dataset.json": (lambda f: f.djfile.write_text("{"), {}, "-djfile.* cannot be read as JSON"),
     "no labels": (lambda f: f.djfile.write_text("{}"), {}, r"must hold 'labels', 'file_ending', but lacks"),
-    "no tumor label": (_no_tumor, {}, "names no supported organ.*(?s:.*)Give that plans file with -pfile"),
+    "no tumor label": (_no_tumor, {}, "names no supported organ.*(?s:.*)Then give that plans file with -pfile"),
     "nothing in common": (
         lambda f: [(f / f"pred/{c}.nii.gz").rename(f / f"pred/x{c}.nii.gz") for c in "ab"],
         {},
@@ -218,12 +218,12 @@ REFUSED = {
     "missing reference": (
         lambda f: f.write("pred", c=label_map()),
         {},
-        "holds predictions that .* no reference for: c.*--chill",
+        "holds predictions without a reference in .*: c.*--chill",
     ),
     "other shape": (
         lambda f: f.write("pred", b=label_map()[:-1]),
         {},
-        r"must lie on one voxel grid, but they differ in size \(z, y, x\) \(10, 24, 24\) against \(9, 24, 24",
+        r"must be on the same grid, but differ in size \(z, y, x\) \(10, 24, 24\) against \(9, 24, 24",
     ),
     "other spacing": (_other_spacing, {}, r"differ in spacing in mm \(4\.0, 2\.0, 2\.0\) against \(4\.0, 2\.0, 2\.5\)"),
     "unknown label": (
@@ -236,7 +236,7 @@ REFUSED = {
         {},
         r"has probabilities \(CASE\.npz\) of 1 cases, but not of b",
     ),
-    "probabilities of another case": (_wrong_probabilities, {}, "does not belong to the prediction beside it"),
+    "probabilities of another case": (_wrong_probabilities, {}, "does not belong to the prediction next to it"),
     "probabilities of another size": (
         lambda f: f.probabilities("pred", a=label_map()[1:], b=label_map()),
         {},
@@ -291,7 +291,7 @@ def test_a_users_mistake_is_one_line_on_the_command_line(folders, capsys):
 
 @pytest.fixture
 def model(folders, monkeypatch):
-    """Give a fold's folder as nnU-Net leaves it: only the validation cases are predicted."""
+    """Return a fold's folder as nnU-Net leaves it: only the validation cases are predicted."""
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
     (folders / "fold_0").mkdir()
     (folders / "pred").rename(folders / "fold_0/validation")

@@ -9,7 +9,7 @@ MIN_IOU = 0.1
 
 
 def row(*parts, length=60):
-    """Give a mask (1, 1, length) that is True on the half-open intervals."""
+    """Return a mask (1, 1, length) that is True on the half-open intervals."""
     mask = np.zeros((1, 1, length), dtype=bool)
     for start, stop in parts:
         mask[..., start:stop] = True

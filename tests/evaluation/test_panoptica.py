@@ -17,7 +17,7 @@ MIN_IOU = 0.1
 
 
 def blobs(rng, chance):
-    """Give two overlapping masks of random blobs; one of them may be empty."""
+    """Return two overlapping masks of random blobs; one of them may be empty."""
     field = ndimage.gaussian_filter(rng.standard_normal((3, 20, 32, 32)), (0, 1, 2, 2))
     field /= field.std()
     masks = [field[0] + 0.7 * own > rng.uniform(1.4, 2.4) for own in field[1:]]
@@ -25,7 +25,7 @@ def blobs(rng, chance):
 
 
 def count_with_panoptica(reference, prediction):
-    """Give panoptica's one-to-one matches, unmatched predictions and unmatched lesions, and the matches' IoU."""
+    """Return panoptica's one-to-one matches, unmatched predictions and unmatched lesions, and the matches' IoU."""
     evaluator = panoptica.Panoptica_Evaluator(
         expected_input=panoptica.InputType.SEMANTIC,
         instance_approximator=panoptica.ConnectedComponentsInstanceApproximator(),

@@ -139,7 +139,7 @@ def test_a_lung_without_a_label_is_found(raw):
 
 
 def test_more_lesions_than_fit_are_said(raw, capsys, monkeypatch):
-    monkeypatch.setattr(planting, "TRIES", 2)
+    monkeypatch.setattr(planting, "TRIES_PER_LESION", 2)
     record = plant(raw, lesions=9, diameter_mm=30.0)
     planted = len(record["lesions"])
     assert 1 <= planted < 9
@@ -175,8 +175,8 @@ def test_the_command_line_does_it(raw, capsys):
         ({"host": None}, "--host is missing: with the prior 'liver', give the label of the organ"),
         ({"host": None, "prior": "lung"}, "host is empty: .*patient_0000.nii.gz shows no lung.* with --host"),
         ({"tumor": 1}, r"--tumor must be a label above 0 and none of --host \[1\], but it is 1"),
-        ({"tumor": 300}, "--tumor 300 does not fit into .*patient_label.nii.gz, whose voxels are uint8"),
-        ({"lesions": 0}, "-n must be at least 1 lesion, but it is 0"),
+        ({"tumor": 300}, "--tumor 300 does not fit into .*patient_label.nii.gz, whose type is uint8"),
+        ({"lesions": 0}, "-n must be 1 or more, but it is 0"),
         ({"diameter_mm": -3.0}, "--diameter-mm must be a length above 0 mm, but it is -3.0"),
         ({"device": "tpu"}, "-device must be cpu or cuda, but it is 'tpu'"),
         ({"seed": -1}, "'seed' must lie between 0"),

@@ -38,7 +38,7 @@ def test_a_sheet_is_written_and_its_path_printed(preprocessed, tmp_path, capsys)
     path = tmp_path / "out" / f"preview_{DATASET}_{CONFIGURATION}.png"
     chosen, *rest = capsys.readouterr().out.splitlines()
     assert chosen.startswith("FreeTumor: ") and ": generator texture, " in chosen
-    assert rest == ["Drew 2 of 2 lesion(s).", str(path)]
+    assert rest == ["Planted 2 of 2 lesion(s).", str(path)]
     assert matplotlib.image.imread(path).size
 
 
@@ -61,9 +61,7 @@ def test_the_same_seed_draws_the_same_lesions(preprocessed, tmp_path, sheet):
 
 def test_data_that_are_not_preprocessed_end_with_the_command(preprocessed, tmp_path):
     shutil.rmtree(preprocessed / DATA)
-    with pytest.raises(
-        ValueError, match=rf"{DATA} holds no preprocessed cases. Make them with\n.*nnUNetv2_preprocess -d 999"
-    ):
+    with pytest.raises(ValueError, match=rf"{DATA} holds no preprocessed cases. Run\n.*nnUNetv2_preprocess -d 999"):
         preview_command(DATASET, tmp_path)
 
 
@@ -89,5 +87,5 @@ def test_a_dataset_without_any_place_for_a_lesion_is_said(preprocessed, tmp_path
     for target in plans["freetumor"]["targets"]:
         target["prior"]["sizes"] = [{"distribution": "log_uniform", "weight": 1.0, "min_mm": 190.0, "max_mm": 200.0}]
     path.write_text(json.dumps(plans))
-    with pytest.raises(ValueError, match="No lesion found a place in the cases of"):
+    with pytest.raises(ValueError, match="There was no room for any lesion in the cases of"):
         preview_command(DATASET, tmp_path, count=1)

@@ -196,13 +196,13 @@ def test_what_cannot_be_made_again_is_said(folders, tmp_path):
     folder, _ = make(tmp_path, **folders, **FOLDER_SETTINGS)
     source = folder / "provenance" / "synthetic_a_00.json"
     again = {"output": str(tmp_path / "again"), "remake": str(source)}
-    with pytest.raises(ValueError, match="was made from folders of images and masks: give them with -i and -l"):
+    with pytest.raises(ValueError, match="was made from folders of images and masks: give both with -i and -l"):
         synthesize_dataset(**again)
     shutil.copy(Path(folders["images"]) / "b_0000.nii.gz", Path(folders["images"]) / "a_0000.nii.gz")
     with pytest.raises(ValueError, match="a_0000.nii.gz does not hold the voxels that synthetic_a_00 was made from"):
         synthesize_dataset(**again, **folders)
     source.write_text(source.read_text().replace('"version": "0.1.0"', '"version": "0.0.9"', 1))
-    with pytest.raises(ValueError, match="written by nnunetv2_freetumor 0.0.9, and this is .* Install version 0.0.9"):
+    with pytest.raises(ValueError, match="written by nnunetv2_freetumor 0.0.9, but this is .* Install version 0.0.9"):
         synthesize_dataset(**again, **folders)
     for data in (b"{}", b"[]", b"\x1f\x8b", b'{"format": 1}'):
         source.write_bytes(data)
@@ -256,18 +256,18 @@ def test_bad_inputs_are_reported_and_stop_nothing(folders, tmp_path, capsys):
     [
         ({}, "Give either -d DATASET, or both -i IMAGES and -l HOSTS"),
         ({"dataset": "101", "images": "x"}, "Give either -d DATASET, or both"),
-        ({"dataset": "101", "prior": "liver"}, "With -d, priors, hosts and tumors stand in the plans"),
-        ({"images": "x", "hosts": "y"}, "-i and -l need --prior and --tumor as well"),
+        ({"dataset": "101", "prior": "liver"}, "With -d, priors, hosts and tumors come from the plans"),
+        ({"images": "x", "hosts": "y"}, "-i and -l also need --prior and --tumor"),
         ({"images": "x", "hosts": "y", "prior": "liver", "host": [1], "tumor": 3}, "labels 1, 2, 3 ... without gaps"),
         (
             {"images": "x", "hosts": "y", "prior": "liver", "host": [1], "tumor": 2},
-            "There is no folder x. -i and -l are",
+            "There is no folder x. -i and -l must be",
         ),
         ({"dataset": "101", "per_case": 0}, "-n must be at least 1, but it is 0"),
         ({"dataset": "101", "lesions": 0}, "--lesions must be at least 1, but it is 0"),
         ({"dataset": "101", "device": "tpu"}, "-device must be cpu or cuda, but it is 'tpu'"),
         ({"dataset": "101", "seed": -1}, "'seed' must lie between 0"),
-        ({"dataset": "101", "output": "elsewhere"}, "-o must end in a name that nnU-Net takes for a dataset"),
+        ({"dataset": "101", "output": "elsewhere"}, "-o must end in a valid dataset name for nnU-Net"),
         ({"dataset": "101", "workers": 0}, "--workers must be at least 1"),
     ],
 )
@@ -278,7 +278,7 @@ def test_settings_that_cannot_work_are_named_and_nothing_is_written(dataset, tmp
 
 
 def test_folders_and_splits_of_others_are_left_alone(dataset, tmp_path):
-    with pytest.raises(ValueError, match="Dataset101_Liver is there already and is not this command's"):
+    with pytest.raises(ValueError, match="Dataset101_Liver exists and was not made by this command"):
         make(tmp_path, dataset.name, dataset="101", workers=1)
     synthetic_splits.write_splits([{"train": ["a"], "val": ["b"]}], [dataset.raw, tmp_path / "preprocessed" / NAME])
     with pytest.raises(ValueError, match="splits_final.json exists and lists no synthetic case"):
@@ -300,7 +300,9 @@ def test_a_dataset_without_cases_is_refused(dataset, tmp_path):
 @pytest.mark.parametrize("place", ["raw", "preprocessed"])
 def test_a_number_that_another_dataset_has_is_refused(folders, tmp_path, place):
     (tmp_path / place / "Dataset901_Other").mkdir(parents=True)
-    with pytest.raises(ValueError, match="holds Dataset901_Other, and nnU-Net knows datasets by their number"):
+    with pytest.raises(
+        ValueError, match="holds Dataset901_Other, but nnU-Net needs every dataset to have its own number"
+    ):
         make(tmp_path, **folders, **FOLDER_SETTINGS)
     assert not (tmp_path / "raw" / NAME).exists()
 
@@ -313,7 +315,7 @@ def test_folders_that_hold_no_pair_or_two_images_of_one_name_are_refused(folders
     with pytest.raises(ValueError, match="No image in .*images has a mask of the same name in .*empty"):
         make(tmp_path, images=folders["images"], hosts=str(empty), **FOLDER_SETTINGS)
     write_volume(organ_case(0)[0], Path(folders["images"]) / "a.mha")
-    with pytest.raises(ValueError, match="a_0000.nii.gz and .*a.mha are both case a. Leave one of them out"):
+    with pytest.raises(ValueError, match="a_0000.nii.gz and .*a.mha are both case a. Remove one of them"):
         make(tmp_path, **folders, **FOLDER_SETTINGS)
     assert not (tmp_path / "raw" / NAME).exists()
 
@@ -321,7 +323,7 @@ def test_folders_that_hold_no_pair_or_two_images_of_one_name_are_refused(folders
 def test_other_sources_do_not_go_on_with_a_dataset(folders, tmp_path):
     make(tmp_path, **folders, **FOLDER_SETTINGS)
     (Path(folders["images"]) / "a_0000.nii.gz").unlink()
-    with pytest.raises(ValueError, match="holds synthetic_a_00, which comes from none of the sources given now"):
+    with pytest.raises(ValueError, match="holds synthetic_a_00, which was made from a source that is not given now"):
         make(tmp_path, **folders, **FOLDER_SETTINGS)
 
 

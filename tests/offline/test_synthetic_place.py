@@ -14,7 +14,7 @@ from nnunetv2_freetumor.files.cases import read_case, read_label
 from nnunetv2_freetumor.generators.weights import save_generator
 from nnunetv2_freetumor.offline import case as synthetic_case
 from nnunetv2_freetumor.offline import dataset as command
-from nnunetv2_freetumor.offline import folder as synthetic_place
+from nnunetv2_freetumor.offline import folder as dataset_folder
 from nnunetv2_freetumor.offline import orders as synthetic_orders
 from nnunetv2_freetumor.offline.dataset import synthesize_dataset
 from nnunetv2_freetumor.offline.sources import from_folders
@@ -49,7 +49,9 @@ def test_a_run_that_was_killed_before_its_first_case_goes_on(folders, tmp_path):
 def test_settings_that_were_damaged_are_named(folders, tmp_path):
     folder, _ = make(tmp_path, **folders, **FOLDER_SETTINGS)
     (folder / "settings.json").write_text("")
-    with pytest.raises(ValueError, match=r"settings.json is no JSON file .* Choose another -o, or delete"):
+    with pytest.raises(
+        ValueError, match=r"settings.json is not valid JSON .* Choose another folder with -o, or delete"
+    ):
         make(tmp_path, **folders, **FOLDER_SETTINGS)
 
 
@@ -66,7 +68,7 @@ def test_splits_that_somebody_has_edited_stay_as_they_are(dataset, tmp_path, cap
     own = [{"train": ["case_0", "synthetic_case_0_00"], "val": ["case_1"]}]
     file.write_text(json.dumps(own))
     assert make(tmp_path, **FROM_DATASET)[1] == 0
-    assert read_json(file) == own and f"{file} was changed by somebody and stays as it is." in capsys.readouterr().out
+    assert read_json(file) == own and f"{file} was edited by hand; left unchanged." in capsys.readouterr().out
     file.write_text(json.dumps([{"train": ["case_0", "synthetic_case_0_00"], "val": ["case_0"]}]))
     with pytest.raises(ValueError, match="Fold 0 would be trained on 1 synthetic case.s. made from its validation"):
         make(tmp_path, **FROM_DATASET)
@@ -89,7 +91,7 @@ def test_a_fold_that_validates_on_what_a_generator_has_seen_gets_no_synthetic_ca
     bare = [fold for fold, split in enumerate(splits) if not any("synthetic" in case for case in split["train"])]
     (seen,) = [fold for fold, split in enumerate(splits) if split["val"] == ["case_3"]]
     assert code == 0 and bare == [seen]
-    assert f"trained on validation cases of fold {seen}: no synthetic case there" in capsys.readouterr().out
+    assert f"trained on validation cases of fold {seen}: it gets no synthetic cases" in capsys.readouterr().out
 
 
 def test_folds_without_synthetic_cases_for_other_reasons_are_not_put_on_the_generator(dataset, tmp_path, capsys):
@@ -112,7 +114,7 @@ def test_cases_whose_source_has_changed_are_made_again(folders, tmp_path, capsys
     assert {name for name in changed if "_a_" in name} == set() and len(
         changed
     ) == 3  # image, provenance and states of sources
-    assert "1 source(s) have changed since the last run (b ...): their cases are made again." in capsys.readouterr().out
+    assert "1 source(s) have changed since the last run (b ...): their cases are recreated." in capsys.readouterr().out
     assert (
         read_case(folder / "imagesTr" / "synthetic_b_00_0000.nii.gz").array[0, 0, 0]
         == (read_case(Path(folders["images"]) / "b_0000.nii.gz").array[0, 0, 0])
@@ -139,7 +141,7 @@ def test_a_copy_that_was_cut_short_is_not_taken_for_a_case(dataset, tmp_path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as killed:
-        killed.setattr(synthetic_place.shutil, "copyfile", cut)
+        killed.setattr(dataset_folder.shutil, "copyfile", cut)
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path, **FROM_DATASET)
     folder, code = make(tmp_path, **FROM_DATASET)
@@ -156,11 +158,11 @@ def test_another_section_does_not_go_on_with_a_dataset(folders, tmp_path):
 
 def test_cases_of_one_source_differ_and_so_do_their_numbers_of_lesions(folders, tmp_path):
     settings = {key: value for key, value in FOLDER_SETTINGS.items() if key not in ("workers", "lesions")}
-    wish = synthetic_orders.Wish(per_case=40, lesions=None, seed=0, generator="texture", device="cpu")
+    request = synthetic_orders.Request(per_case=40, lesions=None, seed=0, generator="texture", device="cpu")
     sources = from_folders(**folders, **settings)
-    orders = synthetic_orders.make_orders(sources, tmp_path, wish).orders
-    assert len({order.recipe.section.seed for order in orders}) == 80
-    assert len({order.recipe.lesions for order in orders if order.source.case == "a"}) > 1
+    orders = synthetic_orders.make_orders(sources, tmp_path, request).orders
+    assert len({order.settings.section.seed for order in orders}) == 80
+    assert len({order.settings.lesions for order in orders if order.source.case == "a"}) > 1
     folder, _ = make(tmp_path, **folders, **FOLDER_SETTINGS, per_case=2)
     one, other = (read_label(folder / "labelsTr" / f"synthetic_a_0{n}.nii.gz").array for n in range(2))
     assert (one != other).any()
@@ -178,7 +180,7 @@ def test_a_generator_file_that_is_replaced_during_a_run_fails_its_cases(folders,
     folder, _ = make(tmp_path, **folders, **FOLDER_SETTINGS, generator=str(path))
     order = order_of(folder, folders, str(path))
     save_generator(lite(seed=2), make_card(name="mine"), path)
-    with pytest.raises(OSError, match="mine.safetensors has changed since this run began. Start the run anew"):
+    with pytest.raises(OSError, match="mine.safetensors has changed since this run began. Start the run again"):
         synthetic_case.make_case(order)
 
 
@@ -220,9 +222,7 @@ def test_a_result_that_comes_out_otherwise_is_refused_when_made_again(folders, t
     made = read_json(source)
     assert made["cpu"] and made["torch"]
     source.write_text(json.dumps(made | {"result": made["result"] | {"image": "0" * 64}}))
-    text = (
-        "The image of synthetic_a_00 comes out otherwise than its provenance says: PyTorch, the device or the kind of"
-    )
+    text = "The image of synthetic_a_00 does not match its provenance: PyTorch, the device or the kind of"
     with pytest.raises(ValueError, match=text):
         synthesize_dataset(str(tmp_path / "again"), remake=str(source), **folders)
     assert not list((tmp_path / "again" / "imagesTr").iterdir())
@@ -232,7 +232,7 @@ def test_a_case_is_not_made_again_into_a_dataset(dataset, tmp_path):
     folder, _ = make(tmp_path, **FROM_DATASET)
     source = str(folder / "provenance" / "synthetic_case_0_00.json")
     for place in (dataset.raw, folder):
-        with pytest.raises(ValueError, match="is a dataset, and its splits know nothing of synthetic_case_0_00"):
+        with pytest.raises(ValueError, match="is a dataset, and its splits do not include synthetic_case_0_00"):
             synthesize_dataset(str(place), remake=source)
     assert len(list((dataset.raw / "labelsTr").iterdir())) == 5
 
@@ -244,7 +244,7 @@ def test_a_case_is_not_made_again_into_a_dataset(dataset, tmp_path):
 def test_what_a_provenance_file_decides_is_not_asked_for(folders, tmp_path, options, named):
     folder, _ = make(tmp_path, **folders, **FOLDER_SETTINGS)
     source = str(folder / "provenance" / "synthetic_a_00.json")
-    with pytest.raises(ValueError, match=f"takes everything from the provenance file: leave {named} out"):
+    with pytest.raises(ValueError, match=f"takes everything from the provenance file: leave out {named}"):
         synthesize_dataset(str(tmp_path / "again"), remake=source, **folders, **options)
 
 
@@ -253,7 +253,7 @@ def test_a_case_of_a_gpu_needs_one_to_be_made_again(folders, tmp_path):
     folder, _ = make(tmp_path, **folders, **FOLDER_SETTINGS)
     source = folder / "provenance" / "synthetic_a_00.json"
     source.write_text(json.dumps(read_json(source) | {"device": "cuda"}))
-    with pytest.raises(ValueError, match="was made on CUDA, and PyTorch finds no CUDA device here. Use a machine with"):
+    with pytest.raises(ValueError, match="was made on CUDA, but PyTorch finds no CUDA device. Use a machine with"):
         synthesize_dataset(str(tmp_path / "again"), remake=str(source), **folders)
 
 

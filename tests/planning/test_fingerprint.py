@@ -101,7 +101,7 @@ def test_the_result_is_kept_until_a_file_or_the_roles_change(folders, monkeypatc
     del folders.dataset_json["dataset"]  # the same files, found by nnU-Net in imagesTr and labelsTr
     calls = []
     honest = fingerprint._measure_files
-    monkeypatch.setattr(fingerprint, "_measure_files", lambda *a: calls.append(a) or honest(*a))
+    monkeypatch.setattr(fingerprint, "_measure_files", lambda *a, **k: calls.append(a) or honest(*a, **k))
     assert measure(folders) == measured and not calls
     os.utime(folders.raw / "labelsTr" / "case_0.nii.gz", (1, 1))
     assert measure(folders) == measured and len(calls) == 2
@@ -114,7 +114,7 @@ def test_the_cache_is_plain_json_and_nothing_half_written_stays(folders, monkeyp
     known = json.loads((folders.preprocessed / fingerprint.FINGERPRINT_FILE).read_text(), parse_constant=pytest.fail)
     assert known["fingerprint"] == measured
     os.utime(folders.raw / "labelsTr" / "case_0.nii.gz", (1, 1))
-    monkeypatch.setattr(fingerprint, "_measure_files", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(fingerprint, "_measure_files", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         measure(folders)
     assert [path.name for path in folders.preprocessed.iterdir()] == [fingerprint.FINGERPRINT_FILE]

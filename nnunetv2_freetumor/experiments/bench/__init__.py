@@ -1,1 +1,1 @@
-"""What synthesis costs beside plain nnU-Net."""
+"""The cost of synthesis compared with plain nnU-Net."""

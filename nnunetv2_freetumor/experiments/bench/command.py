@@ -1,4 +1,4 @@
-"""Measure what synthesis costs beside plain nnU-Net, both in one run: same data, plans, batch and loader processes."""
+"""Measure what synthesis costs compared with plain nnU-Net, both in one run on the same data, plans and batches."""
 
 import contextlib
 import gc
@@ -46,7 +46,7 @@ SETUPS = {
 
 
 class Spread(NamedTuple):
-    """A median with the quartiles around it."""
+    """A median with the quartiles around it. Field names are a file format: bench.json."""
 
     low: float
     median: float
@@ -60,7 +60,7 @@ class Timed(NamedTuple):
     ms: float
 
 
-class Block(NamedTuple):
+class Turn(NamedTuple):
     """One trainer's turn."""
 
     times_ms: list[float]  # by iteration
@@ -68,7 +68,10 @@ class Block(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Everything that was measured; memory is how much higher a block's peak is with FreeTumor."""
+    """Everything that was measured; memory is how much higher a block's peak is with FreeTumor.
+
+    Field names are a file format: bench.json.
+    """
 
     plain_ms: Spread
     freetumor_ms: Spread
@@ -83,7 +86,7 @@ def bench_command(output: str, device: str | None = None) -> None:
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind not in SETUPS:
         raise ValueError(f"-device must be one of {', '.join(SETUPS)} for the benchmark, but it is '{kind}'.")
-    figures = measure(check_writable(output), kind, SETUPS[kind])
+    figures = run_benchmark(check_writable(output), kind, SETUPS[kind])
     lines = {
         "iteration_ratio_texture": round(figures.iteration_ratio.median, 3),
         "synthesis_ms_per_lesion": round(figures.synthesis_ms_per_lesion.median, 2),
@@ -93,11 +96,11 @@ def bench_command(output: str, device: str | None = None) -> None:
         "help_s": round(data.help_s(), 3),
     }
     write_json({"device": kind, "median_and_quartiles": _as_json(figures)} | lines, Path(output) / "bench.json")
-    print("\n".join(table(kind, SETUPS[kind], figures)))
+    print("\n".join(figure_lines(kind, SETUPS[kind], figures)))
     print("\n".join(f"bench: {name}={value}" for name, value in lines.items()))
 
 
-def measure(folder: Path, kind: str, setup: Setup) -> Figures:
+def run_benchmark(folder: Path, kind: str, setup: Setup) -> Figures:
     """Train plain nnU-Net and FreeTumor by turns, then time synthesis and augmentation by themselves."""
     with _nnunet_environment(folder, setup.workers) as preprocessed:
         write_dataset(preprocessed, setup.layout)
@@ -117,8 +120,8 @@ def measure(folder: Path, kind: str, setup: Setup) -> Figures:
     )
 
 
-def table(kind: str, setup: Setup, figures: Figures) -> list[str]:
-    """Lay out the figures: median, and the quartiles behind it."""
+def figure_lines(kind: str, setup: Setup, figures: Figures) -> list[str]:
+    """Return the lines of a table: median and quartiles of each figure."""
     layout = setup.layout
     size = "x".join(map(str, layout.patch_size))
     head = (
@@ -155,9 +158,9 @@ def _start(trainer_class: type[nnUNetTrainer], preprocessed: Path, kind: str) ->
     return trainer
 
 
-def _by_turns(a: nnUNetTrainer, b: nnUNetTrainer, setup: Setup) -> tuple[list[Block], list[Block]]:
-    """Let two trainers take turns, in changing order."""
-    blocks: dict[nnUNetTrainer, list[Block]] = {a: [], b: []}
+def _by_turns(a: nnUNetTrainer, b: nnUNetTrainer, setup: Setup) -> tuple[list[Turn], list[Turn]]:
+    """Let two trainers take turns, in alternating order."""
+    blocks: dict[nnUNetTrainer, list[Turn]] = {a: [], b: []}
     for trainer in (a, b):
         _block(trainer, setup.warm_up)
     for index in tqdm(range(setup.rounds), desc="plain and FreeTumor by turns"):
@@ -166,14 +169,14 @@ def _by_turns(a: nnUNetTrainer, b: nnUNetTrainer, setup: Setup) -> tuple[list[Bl
     return blocks[a], blocks[b]
 
 
-def _block(trainer: nnUNetTrainer, iterations: int) -> Block:
+def _block(trainer: nnUNetTrainer, iterations: int) -> Turn:
     """Time whole iterations, waiting for the loader included."""
     time.sleep(SETTLE_S)
     _forget_peak(trainer.device)
     steps = [
         _timed(lambda: trainer.train_step(next(trainer.dataloader_train)), trainer.device) for _ in range(iterations)
     ]
-    return Block([step.ms for step in steps], _peak_mib(trainer.device))
+    return Turn([step.ms for step in steps], _peak_mib(trainer.device))
 
 
 def _parts(trainer: FreeTumorMixin, setup: Setup) -> tuple[Spread, Spread]:
@@ -219,7 +222,7 @@ def _forget_peak(device: torch.device) -> None:
 
 
 def _peak_mib(device: torch.device) -> float:
-    """Give the peak since `_forget_peak`: CUDA's allocator, or the process's resident memory where Linux tells it."""
+    """Return the peak since `_forget_peak`: of CUDA's allocator, or of the process's resident memory on Linux."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
     if not PEAK_RESET.exists():

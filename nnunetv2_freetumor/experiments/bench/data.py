@@ -1,6 +1,6 @@
-"""A small preprocessed nnU-Net dataset, made on the spot: livers with a few tumors, in CT-like noise.
+"""A small preprocessed nnU-Net dataset, generated for the benchmark: livers with a few tumors, in CT-like noise.
 
-It is what nnU-Net's own preprocessing would have left behind, so that a trainer can be started on it at once.
+It looks as if nnU-Net had preprocessed it, so a trainer can start on it at once.
 """
 
 import re
@@ -16,23 +16,24 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunetv2_freetumor import priors
+from nnunetv2_freetumor.experiments.steps import PLANS
 from nnunetv2_freetumor.files.cases import write_json
 from nnunetv2_freetumor.intensity import from_plans
 from nnunetv2_freetumor.plan import SECTION, Section, Target, plans_hash, to_json
 
-DATASET, PLANS, CONFIGURATION = "Dataset999_Bench", "nnUNetPlans", "3d_fullres"
+DATASET, CONFIGURATION = "Dataset999_Bench", "3d_fullres"
 LABELS = {"background": 0, "liver": 1, "tumor": 2}
 LIVER_HU, TUMOR_HU, BODY_HU, AIR_HU, NOISE_HU = 110.0, 60.0, 40.0, -1000.0, 15.0
 HU_PROPERTIES = {"mean": 100.0, "median": 103.0, "std": 35.0, "percentile_00_5": -20.0, "percentile_99_5": 200.0}
 
 
-ROUNDS = 9
-HOOK = "import nnunetv2_freetumor.startup as startup; startup.extend()"
-HELP = "from nnunetv2_freetumor.cli import main; main(['--help'])"
+_ROUNDS = 9
+_HOOK = "import nnunetv2_freetumor.startup as startup; startup.extend()"
+_HELP = "from nnunetv2_freetumor.cli import main; main(['--help'])"
 
 
 class Layout(NamedTuple):
-    """How large everything is."""
+    """The sizes of everything."""
 
     shape: tuple[int, int, int]  # of a case
     spacing_mm: tuple[float, float, float]
@@ -44,7 +45,7 @@ class Layout(NamedTuple):
 
 
 def write_dataset(preprocessed: Path, layout: Layout) -> None:
-    """Write cases, plans with a freetumor section, dataset.json and a split below nnU-Net's preprocessed folder."""
+    """Write cases, plans with a freetumor section, dataset.json and a split into nnU-Net's preprocessed folder."""
     folder = preprocessed / DATASET
     cases = folder / f"{PLANS}_{CONFIGURATION}"
     cases.mkdir(parents=True)
@@ -59,13 +60,13 @@ def write_dataset(preprocessed: Path, layout: Layout) -> None:
 
 
 def dataset_json(layout: Layout) -> dict[str, Any]:
-    """Give the dataset.json of the made-up dataset."""
+    """Return the dataset.json of the generated dataset."""
     names = {"channel_names": {"0": "CT"}, "labels": LABELS, "file_ending": ".nii.gz"}
     return names | {"numTraining": layout.cases}
 
 
 def make_plans(layout: Layout) -> dict[str, Any]:
-    """Plan as nnU-Net would: its plain U-Net with the layout's features, CT normalization, and a liver section."""
+    """Return plans as nnU-Net would make: a plain U-Net, CT normalization, and a section for the liver."""
     plans = {
         "dataset_name": DATASET,
         "plans_name": PLANS,
@@ -170,17 +171,17 @@ def _ball(layout: Layout, center_mm: np.ndarray, radii_mm: np.ndarray) -> np.nda
 
 
 def hook_ms() -> float:
-    """Time what the start-up hook imports, as Python itself reports it; the median of several starts."""
-    return statistics.median(_hook_once() for _ in range(ROUNDS))
+    """Time the imports of the start-up hook, as Python itself reports them; the median of several starts."""
+    return statistics.median(_hook_once() for _ in range(_ROUNDS))
 
 
 def help_s() -> float:
     """Time `nnUNetv2_freetumor --help` as a whole process; the median of several runs."""
-    return statistics.median(_help_once() for _ in range(ROUNDS))
+    return statistics.median(_help_once() for _ in range(_ROUNDS))
 
 
 def _hook_once() -> float:
-    command = [sys.executable, "-X", "importtime", "-c", HOOK]
+    command = [sys.executable, "-X", "importtime", "-c", _HOOK]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     rows = re.findall(r"import time: +(\d+) \| +\d+ \|\s+nnunetv2_freetumor(?:\.startup)?$", report, flags=re.MULTILINE)
     return sum(map(int, rows)) / 1000
@@ -188,5 +189,5 @@ def _hook_once() -> float:
 
 def _help_once() -> float:
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", HELP], stdout=subprocess.DEVNULL, check=True)
+    subprocess.run([sys.executable, "-c", _HELP], stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - start

@@ -13,58 +13,76 @@ from nnunetv2_freetumor.pages.slices import (
     predictions_figure,
 )
 
-EVALUATION_PAGE = "evaluation.html"
-OWN_DATA = """export nnUNet_raw=... nnUNet_preprocessed=... nnUNet_results=...
+_EVALUATION_PAGE = "evaluation.html"
+_OWN_DATA = """export nnUNet_raw=... nnUNet_preprocessed=... nnUNet_results=...
 nnUNetv2_plan_and_preprocess -d ID --no_pp --verify_dataset_integrity   # your dataset's number
-nnUNetv2_freetumor plan -d ID                                           # what will be planted; optional, but look at it
+nnUNetv2_freetumor plan -d ID                                           # what will be planted; optional, but check it
 nnUNetv2_preprocess -d ID -c 3d_fullres
-nnUNetv2_freetumor preview -d ID -o preview                             # pictures of it
+nnUNetv2_freetumor preview -d ID -o preview                             # pictures of planted tumors
 nnUNetv2_train ID 3d_fullres 0 -tr nnUNetTrainerFreeTumor
 nnUNetv2_predict -i IMAGES -o PREDICTIONS -d ID -c 3d_fullres -f 0 -tr nnUNetTrainerFreeTumor --save_probabilities
 nnUNetv2_freetumor evaluate -ref LABELS -pred PREDICTIONS -djfile dataset.json -images IMAGES"""
 
 
-class Contents(NamedTuple):
-    """What the page shows."""
+class PairEvaluation(NamedTuple):
+    """The scores of the predictions, from evaluation.json."""
 
-    evaluation: dict[str, Any]  # one pair of evaluation.json
-    evaluation_folder: str  # relative to the page
-    rule: dict[str, Any]  # evaluation.json's: when a lesion counts as found
-    training_images: Sequence[Path]
-    test_images: Path
+    pair: dict[str, Any]
+    rule: dict[str, Any]  # when a lesion counts as found
+    folder: str  # relative to the page
+
+
+class Scans(NamedTuple):
+    """The cohort: a few training images, and the folders of the test cases."""
+
+    training: Sequence[Path]
+    test: Path
     references: Path
     predictions: Path
+
+
+class PlantingPictures(NamedTuple):
+    """Pictures of what was planted; the trainer's exist only if it planted something."""
+
     preview: Path
     first_batch: Path
     curve: Path
+
+
+class Contents(NamedTuple):
+    """Everything that the page shows."""
+
+    evaluation: PairEvaluation
+    scans: Scans
+    planting: PlantingPictures
     steps: Sequence[tuple[str, str, float]]  # title, command, seconds
     prior_sources: Sequence[str]
 
 
 def write_report(contents: Contents, path: Path) -> Path:
-    """Write the page and give its path."""
+    """Write the page and return its path."""
     parts = [
         _introduction(contents),
         "<h2>The cohort</h2>",
         picture(
-            cohort_figure(contents.training_images, contents.training_images[0].parent.parent / "labelsTr"),
-            "Four of the training CTs, made on the spot (window W 400 L 40): axial slice with the most tumor, coronal "
-            "slice. Their tumors were grown cell by cell, with necrosis and capsule; not by the synthesizer.",
+            cohort_figure(contents.scans.training, contents.scans.training[0].parent.parent / "labelsTr"),
+            "Four of the training CTs, generated in this run (window W 400 L 40): axial slice with the most tumor, "
+            "coronal slice. Their tumors were grown cell by cell, with necrosis and capsule, not by the synthesizer.",
         ),
         "<h2>What was planted</h2>",
         *_planted(contents),
         "<h2>Predictions on test cases</h2>",
         picture(
-            predictions_figure(contents.test_images, contents.references, contents.predictions),
+            predictions_figure(contents.scans.test, contents.scans.references, contents.scans.predictions),
             f"Test CTs, and the same slices with the reference tumor (<b style='color:{REFERENCE_COLOR}'>blue</b>) and "
-            f"the predicted one (<b style='color:{PREDICTION_COLOR}'>orange</b>). Window: 220 HU around the liver's "
+            f"the predicted tumor (<b style='color:{PREDICTION_COLOR}'>orange</b>). Window: 220 HU around the liver's "
             "median.",
         ),
-        _case_table(contents.evaluation),
+        _case_table(contents.evaluation.pair),
         _size_table(contents),
         "<h2>On your own data</h2>",
-        f"<p>nnU-Net's own commands, and this package's trainer:</p><pre>{html.escape(OWN_DATA)}</pre>",
-        "<h2>What ran here</h2>",
+        f"<p>nnU-Net's own commands, and this package's trainer:</p><pre>{html.escape(_OWN_DATA)}</pre>",
+        "<h2>Commands of this run</h2>",
         _step_table(contents.steps),
     ]
     return save_page("nnUNetv2_freetumor: demo", parts, path)
@@ -74,32 +92,34 @@ def _planted(contents: Contents) -> list[str]:
     sources = html.escape("; ".join(contents.prior_sources))
     return [
         picture(
-            contents.preview.read_bytes(),
+            contents.planting.preview.read_bytes(),
             "<code>nnUNetv2_freetumor preview</code>: lesions in preprocessed training cases, before, after, and with "
-            f"their label outlined. Where the numbers come from: {sources}. The generator is <code>lite</code>, which "
-            "comes with the package; it learned from other phantoms, whose tumors grew in the same way.",
+            f"their label outlined. Source of the prior: {sources}. The generator is the bundled <code>lite</code>, "
+            "which was trained on other phantoms whose tumors were grown in the same way.",
         ),
-        *_optional_figure(contents.first_batch, "The first training batch that got a lesion, as the trainer saw it."),
         *_optional_figure(
-            contents.curve, "Samples that could carry a lesion, and what was planted, epoch by epoch.", "small"
+            contents.planting.first_batch, "The first training batch with a planted lesion, as trained on."
+        ),
+        *_optional_figure(
+            contents.planting.curve, "Samples with room for a lesion, and planted lesions, by epoch.", "small"
         ),
     ]
 
 
 def _introduction(contents: Contents) -> str:
-    cases = contents.evaluation["cases"]["predictions"]
+    cases = contents.evaluation.pair["cases"]["predictions"]
     lesions = [lesion for case in cases for lesion in case["lesions"]]
     found, alarms = sum(lesion["found"] for lesion in lesions), sum(map(_alarms, cases))
     minutes = sum(seconds for _, _, seconds in contents.steps) / 60
     return (
         "<h1>nnU-Net with synthetic tumors: demo</h1>"
-        "<p>CT phantoms were made, and nnU-Net was planned, preprocessed, trained and run on them by its own commands. "
-        "During training, synthetic tumors were planted into its batches. The whole line took "
+        "<p>nnU-Net's own commands planned, preprocessed, trained, and predicted on CT phantoms; synthetic tumors were "
+        "planted into the training batches. The full pipeline took "
         f"{minutes:.1f} minutes. On {len(cases)} test cases the network found <b>{found} of {len(lesions)}"
         f"</b> tumors, with {alarms} false positive{'' if alarms == 1 else 's'}.</p>"
         "<p class='note'>This shows that everything runs, and nothing about how well it works on patients: a small "
-        "network, trained for a few minutes on a few phantoms at coarse resolution, without a comparison to training "
-        "without synthetic tumors. Small lesions are missed here, and the numbers change from run to run.</p>"
+        "network was trained for a few minutes on a few phantoms at coarse resolution, and not compared with training "
+        "without synthetic tumors. Small lesions are missed, and the numbers change from run to run.</p>"
     )
 
 
@@ -122,13 +142,13 @@ def _case_table(evaluation: dict[str, Any]) -> str:
 
 
 def _size_table(contents: Contents) -> str:
-    sensitivity = contents.evaluation["summaries"]["predictions"]["sensitivity"]
+    sensitivity = contents.evaluation.pair["summaries"]["predictions"]["sensitivity"]
     rows = [[name, str(value["count"]), _estimate(value)] for name, value in sensitivity.items()]
     return html_table(["diameter", "tumors", "share found [95 % interval]"], rows) + (
-        "<p>A tumor counts as found when a connected prediction overlaps it with an intersection over union of at "
-        f"least {contents.rule['min_iou']:g}; one with less than a tenth of its volume on tumors is a false positive. "
-        "A dash: nothing to measure. More, with pictures of what was missed: "
-        f"<a href='{contents.evaluation_folder}/{EVALUATION_PAGE}'>the evaluation</a>.</p>"
+        "<p>A tumor counts as found if a connected prediction overlaps it with an intersection over union of at "
+        f"least {contents.evaluation.rule['min_iou']:g}; one with less than a tenth of its volume on tumors is a false "
+        "positive. A dash means that there was nothing to measure. More, with pictures of what was missed: "
+        f"<a href='{contents.evaluation.folder}/{_EVALUATION_PAGE}'>the evaluation</a>.</p>"
     )
 
 
@@ -146,7 +166,7 @@ def _alarms(case: dict[str, Any]) -> int:
 
 
 def _estimate(value: dict[str, Any]) -> str:
-    """Write a value of evaluation.json, where null stands for what does not exist."""
+    """Format a value of evaluation.json, where null means that it does not exist."""
     if value["value"] is None:
         return "-"
     return f"{_number(value['value'])} [{_number(value['low'])}, {_number(value['high'])}]"
@@ -157,5 +177,5 @@ def _number(value: float | None) -> str:
 
 
 def _optional_figure(path: Path, caption: str, style: str = "") -> list[str]:
-    """Show a picture that only exists when something was planted."""
+    """Show a picture that exists only if something was planted."""
     return [picture(path.read_bytes(), caption, style)] if path.is_file() else []

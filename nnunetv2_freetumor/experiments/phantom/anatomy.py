@@ -16,9 +16,9 @@ from nnunetv2_freetumor.experiments.phantom.scene import (
     capsule,
     ellipse,
     ellipsoid,
-    join,
-    meet,
+    intersect,
     tube,
+    unite,
 )
 
 ORGANS = {
@@ -49,8 +49,8 @@ TISSUE_HU = {  # unenhanced, late arterial, portal venous
 }
 
 
-class Body(NamedTuple):
-    """A scene in the making: tissue HU, chance, and the surfaces that several organs share (distances in mm)."""
+class Trunk(NamedTuple):
+    """A trunk being painted: its scene, tissue HU, random numbers, and the surfaces that organs share (in mm)."""
 
     scene: Scene
     hu: dict[str, float]
@@ -61,14 +61,14 @@ class Body(NamedTuple):
 
 
 def tissue_hu(phase: str, rng: np.random.Generator) -> dict[str, float]:
-    """Draw what each tissue measures; one strength of enhancement moves all organs together."""
+    """Draw the HU of each tissue; one strength of enhancement moves all organs together."""
     column, strength = PHASES.index(phase), rng.normal(1.0, 0.12)
     hu = {name: row[0] + strength * (row[column] - row[0]) + rng.normal(0, 2) for name, row in TISSUE_HU.items()}
     steatosis = float(np.clip(rng.normal(0, 7), -6, 15))  # fat lowers the liver's HU
     return {**hu, "liver": hu["liver"] - steatosis}
 
 
-def paint_trunk(scene: Scene, thin: int, hu: dict[str, float], rng: np.random.Generator) -> Body:
+def paint_trunk(scene: Scene, thin: int, hu: dict[str, float], rng: np.random.Generator) -> Trunk:
     """Paint skin, fat, muscles and the fat-filled cavity; `thin` layers of the scene make one CT slice."""
     flat = scene.middle(thin)
     x, y, z = flat.x, flat.y, flat.z
@@ -81,12 +81,12 @@ def paint_trunk(scene: Scene, thin: int, hu: dict[str, float], rng: np.random.Ge
     flat.paint(EVERYWHERE, surface, hu["muscle"])
     back = ellipse(x, y, (0, 92), (66, 42))
     wall = 13 - 7 * front * np.clip(np.abs(x) / 30 - 0.2, 0, 1) - 6 * front * np.exp(-((x / 5) ** 2))
-    cavity = meet(surface + wall, -back, 14)
+    cavity = intersect(surface + wall, -back, 14)
     _paint_wall_layers(flat, surface, back)
     flat.paint(EVERYWHERE, cavity, -98.0)
     scene.hu[:] = np.repeat(flat.hu, thin, axis=0)
     fields = [np.repeat(f.astype(np.float32), thin, axis=0) for f in (surface, cavity, _dome(x, y))]
-    return Body(scene, hu, rng, fields[0], fields[1], (scene.z - fields[2]) * np.float32(0.62))
+    return Trunk(scene, hu, rng, fields[0], fields[1], (scene.z - fields[2]) * np.float32(0.62))
 
 
 def _trunk_surface(x: NDArray, y: NDArray, z: NDArray) -> NDArray:
@@ -98,11 +98,11 @@ def _trunk_surface(x: NDArray, y: NDArray, z: NDArray) -> NDArray:
 
 
 def _dome(x: NDArray, y: NDArray) -> NDArray:
-    """Give the height of the diaphragm."""
+    """Compute the height of the diaphragm."""
     right = 86 - 74 * (((x + 62) / 74) ** 2 + ((y + 2) / 82) ** 2) ** 1.4
     left = 72 - 78 * (((x - 62) / 68) ** 2 + ((y + 5) / 78) ** 2) ** 1.3
     middle = 70 - 60 * ((x / 60) ** 2 + ((y + 36) / 56) ** 2) ** 1.5
-    return np.maximum(-join(join(-right, -middle, 25), -left, 25), -25)
+    return np.maximum(-unite(unite(-right, -middle, 25), -left, 25), -25)
 
 
 def _paint_couch(scene: Scene, fat_mm: float) -> None:
@@ -112,71 +112,71 @@ def _paint_couch(scene: Scene, fat_mm: float) -> None:
     scene.paint(EVERYWHERE, both, 40.0)
 
 
-def _paint_wall_layers(scene: Scene, trunk: NDArray, back: NDArray) -> None:
+def _paint_wall_layers(scene: Scene, surface: NDArray, back: NDArray) -> None:
     x, y = scene.x, scene.y
     side = np.abs(x) - 62 - 0.25 * np.abs(y)
     for depth in (4.2, 8.4):
-        layer = np.maximum(np.abs(trunk + depth) - 0.45, -side)
+        layer = np.maximum(np.abs(surface + depth) - 0.45, -side)
         scene.paint(EVERYWHERE, layer, -80.0)
-    fascia = np.maximum(np.abs(back + 1.5) - 0.8, trunk + 4)
+    fascia = np.maximum(np.abs(back + 1.5) - 0.8, surface + 4)
     scene.paint(EVERYWHERE, np.maximum(fascia, 30 - np.abs(x)), -70.0)
     for side_of in (-1, 1):
         for center, radii in (((side_of * 20, 84), (17, 15)), ((side_of * 46, 82), (15, 13))):
             gap = np.abs(ellipse(x, y, center, radii)) - 0.55
-            scene.paint(EVERYWHERE, np.maximum(gap, trunk + 3), -40.0)
+            scene.paint(EVERYWHERE, np.maximum(gap, surface + 3), -40.0)
 
 
-def paint_chest(body: Body) -> None:
+def paint_chest(trunk: Trunk) -> None:
     """Paint diaphragm, lungs and heart."""
-    _paint_lungs(body)
-    _paint_heart(body)
+    _paint_lungs(trunk)
+    _paint_heart(trunk)
 
 
-def _paint_lungs(body: Body) -> None:
-    scene = body.scene
-    window = scene.window((-150, -110, -27), (150, 110, 300))
-    x, y, z = scene.coordinates(window)
-    cavity, diaphragm = body.cavity[window], body.diaphragm[window]
-    middle = join(ellipse(x, y, (0, 52), (30, 30)), ellipse(x, y, (8, 22), (22, 24)), 10)
-    middle = join(middle, ellipsoid(x, y, z, (16, -34, 122), (70, 48, 60)), 8)
-    middle = join(middle, ellipse(x, y, (0, -75), (20, 30)), 14)
-    scene.paint(window, np.maximum(np.abs(diaphragm) - 1.4, cavity + 1), body.hu["muscle"])
-    scene.paint(window, np.maximum(np.maximum(cavity, 1.4 - diaphragm), middle - 6), -60.0)
-    lung = meet(meet(cavity + 1, -diaphragm, 3), -middle, 10)
-    scene.paint(window, lung, -868 + 45 * np.clip(y / 80, -1, 1), ORGANS["lung"])
+def _paint_lungs(trunk: Trunk) -> None:
+    scene = trunk.scene
+    crop = scene.crop((-150, -110, -27), (150, 110, 300))
+    x, y, z = scene.coordinates(crop)
+    cavity, diaphragm = trunk.cavity[crop], trunk.diaphragm[crop]
+    middle = unite(ellipse(x, y, (0, 52), (30, 30)), ellipse(x, y, (8, 22), (22, 24)), 10)
+    middle = unite(middle, ellipsoid(x, y, z, (16, -34, 122), (70, 48, 60)), 8)
+    middle = unite(middle, ellipse(x, y, (0, -75), (20, 30)), 14)
+    scene.paint(crop, np.maximum(np.abs(diaphragm) - 1.4, cavity + 1), trunk.hu["muscle"])
+    scene.paint(crop, np.maximum(np.maximum(cavity, 1.4 - diaphragm), middle - 6), -60.0)
+    lung = intersect(intersect(cavity + 1, -diaphragm, 3), -middle, 10)
+    scene.paint(crop, lung, -868 + 45 * np.clip(y / 80, -1, 1), ORGANS["lung"])
 
 
-def _paint_heart(body: Body) -> None:
-    scene = body.scene
-    window = scene.window((-70, -95, 55), (100, 30, 190))
-    x, y, z = scene.coordinates(window)
+def _paint_heart(trunk: Trunk) -> None:
+    scene = trunk.scene
+    crop = scene.crop((-70, -95, 55), (100, 30, 190))
+    x, y, z = scene.coordinates(crop)
     heart = ellipsoid(x, y, z, (18, -34, 126), (58, 40, 54))
-    heart = meet(heart, -body.diaphragm[window] + 3, 6)
-    scene.paint(window, heart, body.hu["muscle"] + 0.35 * (body.hu["heart"] - 42))
+    heart = intersect(heart, -trunk.diaphragm[crop] + 3, 6)
+    scene.paint(crop, heart, trunk.hu["muscle"] + 0.35 * (trunk.hu["heart"] - 42))
     for center, radii in (((38, -30, 128), (24, 22, 36)), ((-6, -44, 130), (26, 20, 42)), ((2, -4, 138), (26, 13, 30))):
-        scene.paint(window, np.maximum(ellipsoid(x, y, z, center, radii), heart + 4), body.hu["heart"])
+        scene.paint(crop, np.maximum(ellipsoid(x, y, z, center, radii), heart + 4), trunk.hu["heart"])
     for path, radius, tissue in (([(-2, 4, 60), (-4, 8, 130)], 6.5, "gut_wall"),):
         found = tube(scene, path, [radius, radius])
-        scene.paint(found.window, found.distance, body.hu[tissue] - 15)
+        scene.paint(found.crop, found.distance, trunk.hu[tissue] - 15)
 
 
-def paint_bones(body: Body) -> None:
+def paint_bones(trunk: Trunk) -> None:
     """Paint vertebrae, ribs and sternum."""
-    _paint_spine(body)
-    _paint_ribs(body)
+    _paint_spine(trunk)
+    _paint_ribs(trunk)
 
 
-def _paint_spine(body: Body) -> None:
-    scene = body.scene
-    window = scene.window((-60, 10, -300), (60, 120, 300))
-    x, y, z = scene.coordinates(window)
+def _paint_spine(trunk: Trunk) -> None:
+    scene = trunk.scene
+    crop = scene.crop((-60, 10, -300), (60, 120, 300))
+    x, y, z = scene.coordinates(crop)
     period = np.float32(33.0)
-    local = np.mod(z + body.rng.uniform(0, 33), period) - period / 2
+    local = np.mod(z + trunk.rng.uniform(0, 33), period) - period / 2
     waist = 1 - 0.07 * np.cos(local / period * 2 * np.pi)
     column = ellipse(x, y, (0, 43), (23, 17)) + (waist - 0.93) * -9
     canal = ellipse(x, y, (0, 69), (10, 8.5))
-    column = meet(column, -canal, 3)
-    scene.paint(window, column + 1, 88.0)  # discs
+    column = intersect(column, -canal, 3)
+    scene.paint(crop, column + 1, 88.0)  # discs
     vertebra = np.maximum(column, np.abs(local) - 12.5)
     for side in (-1, 1):
         for a, b, radii in (
@@ -185,21 +185,21 @@ def _paint_spine(body: Body) -> None:
             ((side * 18, 69, 0), (side * 42, 74, 2), (5, 3.5)),
             ((side * 18, 72, 8), (side * 18, 74, -14), (5.5, 5.5)),
         ):
-            vertebra = join(vertebra, capsule(x, y, local, a, b, radii), 3)
-    vertebra = join(vertebra, capsule(x, y, local * 0.45, (0, 80, -3), (0, 99, -5), (4, 4.5)), 3)
-    vertebra = meet(vertebra, -canal, 1)
-    scene.paint(window, vertebra, 520.0, ORGANS["bone"])
-    marrow = ndimage.gaussian_filter(body.rng.standard_normal(x.shape, dtype=np.float32), 0.8) * 160
-    scene.paint(window, vertebra + 2.0, 195 + marrow)
-    scene.paint(window, canal, -20.0)
-    scene.paint(window, ellipse(x, y, (0, 69), (7.5, 6.5)), 32.0)
+            vertebra = unite(vertebra, capsule(x, y, local, a, b, radii), 3)
+    vertebra = unite(vertebra, capsule(x, y, local * 0.45, (0, 80, -3), (0, 99, -5), (4, 4.5)), 3)
+    vertebra = intersect(vertebra, -canal, 1)
+    scene.paint(crop, vertebra, 520.0, ORGANS["bone"])
+    marrow = ndimage.gaussian_filter(trunk.rng.standard_normal(x.shape, dtype=np.float32), 0.8) * 160
+    scene.paint(crop, vertebra + 2.0, 195 + marrow)
+    scene.paint(crop, canal, -20.0)
+    scene.paint(crop, ellipse(x, y, (0, 69), (7.5, 6.5)), 32.0)
 
 
-def _paint_ribs(body: Body) -> None:
+def _paint_ribs(trunk: Trunk) -> None:
     """Paint ribs, which run down and forward in the chest wall, their cartilage, and the sternum."""
-    scene = body.scene
-    near = np.abs(body.surface + 8) < 6
-    x, y, z, ring = scene.x[near], scene.y[near], scene.z[near], body.surface[near] + 8
+    scene = trunk.scene
+    near = np.abs(trunk.surface + 8) < 6
+    x, y, z, ring = scene.x[near], scene.y[near], scene.z[near], trunk.surface[near] + 8
     angle = np.arctan2(np.abs(x) / 140, y / 96)  # 0 at the spine, pi at the sternum
     lift = z + 62 * angle - 54 * np.maximum(angle - 1.7, 0) ** 2 - 42
     number = np.clip(np.round(lift / 25), 0, 12)
@@ -214,6 +214,6 @@ def _paint_ribs(body: Body) -> None:
     ):
         distance[near] = value
         scene.paint(EVERYWHERE, distance, hu, organ)
-    window = scene.window((-20, -110, 68), (20, -70, 300))
-    x, y, z = scene.coordinates(window)
-    scene.paint(window, np.maximum(ellipse(x, y, (0, -87), (17, 5.5)), 70 - z), 330.0, ORGANS["bone"])
+    crop = scene.crop((-20, -110, 68), (20, -70, 300))
+    x, y, z = scene.coordinates(crop)
+    scene.paint(crop, np.maximum(ellipse(x, y, (0, -87), (17, 5.5)), 70 - z), 330.0, ORGANS["bone"])

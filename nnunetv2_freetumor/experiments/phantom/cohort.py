@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice, get_bbox_from_mask, pad_bbox
-from tqdm import tqdm
 
+from nnunetv2_freetumor.cluster.processes import map_cases, several_processes
 from nnunetv2_freetumor.experiments.phantom.anatomy import ORGANS
 from nnunetv2_freetumor.experiments.phantom.phantom import Phantom, make_phantom
 from nnunetv2_freetumor.files.cases import Case, check_writable, write_case, write_json
@@ -27,20 +26,20 @@ class Mix(NamedTuple):
     crop_mm: float | None
     options: dict[str, Any]  # for make_phantom
 
-    def order(self, folder: Path, name: str, part: str, number: int, place: int) -> "Order":
-        """Order the cohort's case with this number; its place among the cases of its part decides about tumors."""
+    def specify(self, folder: Path, case: str, part: str, number: int, index: int) -> "CaseSpec":
+        """Specify the cohort's case with this number; its index within its part decides whether it has tumors."""
         few, most = self.lesions
         rng = np.random.default_rng((self.seed, number, 1))
-        tumor_free = self.tumor_free_every > 0 and place % self.tumor_free_every == self.tumor_free_every - 1
+        tumor_free = self.tumor_free_every > 0 and index % self.tumor_free_every == self.tumor_free_every - 1
         lesions = 0 if tumor_free else int(rng.integers(few, most + 1))
-        return Order(folder, name, part, (self.seed, number), lesions, self.crop_mm, self.options)
+        return CaseSpec(folder, case, part, (self.seed, number), lesions, self.crop_mm, self.options)
 
 
-class Order(NamedTuple):
+class CaseSpec(NamedTuple):
     """One case to be made."""
 
     folder: Path
-    name: str
+    case: str
     part: str  # Tr or Ts
     seed: tuple[int, int]
     lesions: int
@@ -64,22 +63,22 @@ def write_cohort(
     """Write a raw dataset of phantoms with labels 0 background, 1 host organ, 2 tumor, some cases without tumor.
 
     Args:
-        folder: the dataset's folder, whose name nnU-Net wants to be DatasetXXX_NAME.
+        folder: the dataset's folder; nnU-Net needs it to be named DatasetXXX_NAME.
         cases: number of training cases.
-        seed: what all voxels follow from.
+        seed: determines all voxels.
         test_cases: number of further cases in imagesTs and labelsTs.
         host: the organ with tumors, as in `make_phantom`.
         processes: how many cases to make at a time.
         lesions: the fewest and the most tumors of a case that has any.
         tumor_free_every: one case in so many has no tumor; 0 gives tumors to all cases.
-        crop_mm: cut each case to its host and tumors plus this margin; None keeps the whole scan.
+        crop_mm: crop each case to its host and tumors plus this margin; None keeps the whole scan.
         options: further arguments of `make_phantom`, such as phase, family, pixel_mm.
     """
     root = Path(folder)
     mix = _check(Mix(seed, lesions, tumor_free_every, crop_mm, {**options, "host": host}))
     for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         check_writable(root / name)
-    _make(list(_orders(root, cases, test_cases, mix)), processes)
+    _make(list(_specify_all(root, cases, test_cases, mix)), processes)
     labels = {"background": 0, host: 1, "tumor": 2}
     write_json(
         {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": cases, "file_ending": ".nii.gz"},
@@ -102,15 +101,15 @@ def write_test_cases(
 ) -> None:
     """Write phantoms test_000, test_001 ... into imagesTs and labelsTs of a dataset, and leave everything else alone.
 
-    They are other patients than `write_cohort` makes, even from the same seed. Arguments as there; with `resume`, a
-    case that is there already is not made again.
+    These are other patients than `write_cohort` makes, even from the same seed. The arguments are the same; `resume`
+    keeps the cases that are already there.
     """
     root = Path(folder)
     mix = _check(Mix(seed, lesions, tumor_free_every, crop_mm, {**options, "host": host}))
     for name in ("imagesTs", "labelsTs"):
         check_writable(root / name)
-    orders = [mix.order(root, f"test_{place:03d}", "Ts", TEST_SEEDS_FROM + place, place) for place in range(cases)]
-    _make([order for order in orders if not (resume and _label_path(order).is_file())], processes)
+    specs = [mix.specify(root, f"test_{index:03d}", "Ts", TEST_SEEDS_FROM + index, index) for index in range(cases)]
+    _make([spec for spec in specs if not (resume and _label_path(spec).is_file())], processes)
 
 
 def _check(mix: Mix) -> Mix:
@@ -118,7 +117,7 @@ def _check(mix: Mix) -> Mix:
     if not 1 <= few <= most:
         raise ValueError(
             f"lesions must be the fewest and the most tumors of a tumor-bearing case, 1 or more, but they are "
-            f"{mix.lesions}. For cases without tumor set tumor_free_every."
+            f"{mix.lesions}. For tumor-free cases, set tumor_free_every."
         )
     if mix.tumor_free_every < 0:
         raise ValueError(f"tumor_free_every must be 0 (never) or more, but it is {mix.tumor_free_every}.")
@@ -127,52 +126,44 @@ def _check(mix: Mix) -> Mix:
     return mix
 
 
-def _orders(root: Path, cases: int, test_cases: int, mix: Mix) -> Iterator[Order]:
+def _specify_all(root: Path, cases: int, test_cases: int, mix: Mix) -> Iterator[CaseSpec]:
     for number in range(cases + test_cases):
-        part, place = ("Tr", number) if number < cases else ("Ts", number - cases)
-        yield mix.order(root, f"phantom_{number:03d}", part, number, place)
+        part, index = ("Tr", number) if number < cases else ("Ts", number - cases)
+        yield mix.specify(root, f"phantom_{number:03d}", part, number, index)
 
 
-def _make(orders: list[Order], processes: int) -> None:
-    if processes > 1:
-        with ProcessPoolExecutor(processes) as pool:
-            _follow(pool.map(_fill, orders), len(orders))
-    else:
-        _follow(map(_fill, orders), len(orders))
+def _make(specs: list[CaseSpec], processes: int) -> None:
+    with several_processes(min(processes, len(specs))) as executor:
+        map_cases(_fill, specs, executor, "making CT phantoms")
 
 
-def _follow(done: Any, total: int) -> None:
-    for _ in tqdm(done, total=total, desc="making CT phantoms", unit="case"):
-        pass
-
-
-def _fill(order: Order) -> None:
-    phantom = make_phantom(list(order.seed), lesions=order.lesions, **order.options)
-    label = label_of(phantom, order.options["host"])
-    box = _box(label, phantom.spacing_mm, order.crop_mm)
+def _fill(spec: CaseSpec) -> None:
+    phantom = make_phantom(list(spec.seed), lesions=spec.lesions, **spec.options)
+    label = cohort_label(phantom, spec.options["host"])
+    box = _box(label, phantom.grid.spacing_mm, spec.crop_mm)
     for array, kind, ending in ((phantom.image, "images", "_0000"), (label, "labels", "")):
-        write_case(_as_case(phantom, array, box), order.folder / f"{kind}{order.part}" / f"{order.name}{ending}.nii.gz")
+        write_case(_as_case(phantom, array, box), spec.folder / f"{kind}{spec.part}" / f"{spec.case}{ending}.nii.gz")
 
 
-def _label_path(order: Order) -> Path:
-    """Name the file that is written last."""
-    return order.folder / f"labels{order.part}" / f"{order.name}.nii.gz"
+def _label_path(spec: CaseSpec) -> Path:
+    """Return the path of the file that is written last."""
+    return spec.folder / f"labels{spec.part}" / f"{spec.case}.nii.gz"
 
 
-def label_of(phantom: Phantom, host: str) -> np.ndarray:
-    """Give the label map of a cohort: 0 background, 1 host, 2 tumor."""
+def cohort_label(phantom: Phantom, host: str) -> np.ndarray:
+    """Return the label map of a cohort: 0 background, 1 host, 2 tumor."""
     label = (phantom.organ == ORGANS[host]).astype(np.uint8)
     label[phantom.tumor > 0] = 2
     return label
 
 
 def _box(label: np.ndarray, spacing_mm: tuple[float, ...], crop_mm: float | None) -> list[list[int]]:
-    """Give the bounds (z, y, x) of what a case keeps: everything, or the labels and a margin."""
+    """Return the bounds (z, y, x) of what a case keeps: everything, or the labels and a margin."""
     if crop_mm is None:
         return [[0, size] for size in label.shape]
     return pad_bbox(get_bbox_from_mask(label > 0), [math.ceil(crop_mm / step) for step in spacing_mm], label.shape)
 
 
 def _as_case(phantom: Phantom, array: np.ndarray, box: list[list[int]]) -> Case:
-    z, y, x = (at + bounds[0] * step for at, bounds, step in zip(phantom.origin_mm, box, phantom.spacing_mm))
-    return Case(array[bounding_box_to_slice(box)], phantom.spacing_mm, (x, y, z), IDENTITY, Path())
+    z, y, x = (at + bounds[0] * step for at, bounds, step in zip(phantom.grid.origin_mm, box, phantom.grid.spacing_mm))
+    return Case(array[bounding_box_to_slice(box)], phantom.grid.spacing_mm, (x, y, z), IDENTITY, Path())

@@ -1,4 +1,4 @@
-"""Grow tumors on a grid of their own, in whatever scene, scan or case is to hold them."""
+"""Grow tumors on a grid of their own, then bring them into a scene, scan or case."""
 
 from typing import NamedTuple
 
@@ -8,15 +8,15 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from nnunetv2_freetumor.experiments.phantom import tumors
-from nnunetv2_freetumor.experiments.phantom.scene import Grid, Window
+from nnunetv2_freetumor.experiments.phantom.scene import Crop, VoxelGrid
 from nnunetv2_freetumor.files.cases import Case
 
 CELLS_ACROSS = 38  # of a tumor's diameter
 
 
-UNENHANCED, PORTAL_VENOUS = 0, 2  # places in tumors.CONTRAST_HU
+_UNENHANCED, _PORTAL_VENOUS = 0, 2  # of anatomy.PHASES
 ENHANCED_FROM_HU = 80.0  # median of a liver with contrast agent
-STRUCTURE_MM = 1.2  # what is finer stays in place: the scanner's noise
+_STRUCTURE_MM = 1.2  # anything finer stays in place: scanner noise
 DIAMETER_MM = (7.0, 42.0)
 
 
@@ -29,17 +29,21 @@ class Seed(NamedTuple):
 
 
 class Grown(NamedTuple):
-    """A grown tumor on the grid that holds it: a window, and in it the tumor's share of each voxel and its HU."""
+    """A grown tumor on the grid that holds it: a crop, and in it the tumor's share of each voxel and its HU."""
 
-    window: Window
+    crop: Crop
     cover: Float[np.ndarray, "z y x"]
     hu: Float[np.ndarray, "z y x"]
 
 
 def choose_seeds(
-    host: Bool[np.ndarray, "z y x"], grid: Grid, count: int, diameter_mm: tuple[float, float], rng: np.random.Generator
+    host: Bool[np.ndarray, "z y x"],
+    grid: VoxelGrid,
+    count: int,
+    diameter_mm: tuple[float, float],
+    rng: np.random.Generator,
 ) -> list[Seed]:
-    """Choose where tumors start, with room between them, and how large they grow; fewer where there is no room."""
+    """Choose where tumors start and how large they grow, with room between them; fewer if there is no room."""
     places = np.argwhere(host)
     seeds: list[Seed] = []
     for _ in range(20 * count):
@@ -54,7 +58,7 @@ def choose_seeds(
 def grow_at(
     seed: Seed,
     habitat: Bool[np.ndarray, "z y x"],
-    grid: Grid,
+    grid: VoxelGrid,
     family: str,
     biology: tumors.Biology,
     rng: np.random.Generator,
@@ -71,11 +75,11 @@ def grow_at(
     share, hu = tumors.dress(colony, cell_mm, biology, rng)
     first = np.maximum(np.ceil((low - origin) / spacing).astype(int), 0)
     last = np.minimum((low + (size - 1) * cell_mm - origin) // spacing + 1, habitat.shape).astype(int)
-    window = (slice(first[0], last[0]), slice(first[1], last[1]), slice(first[2], last[2]))
+    crop = (slice(first[0], last[0]), slice(first[1], last[1]), slice(first[2], last[2]))
     places = [(origin[a] + np.arange(first[a], last[a]) * spacing[a] - low[a]) / cell_mm for a in range(3)]
     mesh = np.meshgrid(*places, indexing="ij")
-    cover = ndimage.map_coordinates(share, mesh, order=1) * habitat[window]
-    return Grown(window, cover, ndimage.map_coordinates(hu, mesh, order=1))
+    cover = ndimage.map_coordinates(share, mesh, order=1) * habitat[crop]
+    return Grown(crop, cover, ndimage.map_coordinates(hu, mesh, order=1))
 
 
 class GrownCase(NamedTuple):
@@ -98,8 +102,8 @@ def grow_in_case(
     Args:
         image: the CT in HU.
         host: the organ, on the same voxels.
-        lesions: how many; fewer where there is no room for more.
-        seed: what the tumors follow from.
+        lesions: how many; fewer if there is no room for more.
+        seed: determines the tumors.
         family: one of tumors.FAMILIES or HELD_OUT_FAMILIES; drawn from FAMILIES by default.
         diameter_mm: bounds of the tumors' equivalent diameter.
     """
@@ -107,17 +111,17 @@ def grow_in_case(
     family = family or str(rng.choice(tumors.FAMILIES))
     z_mm, y_mm, x_mm = image.spacing_mm
     z, y, x = host.shape
-    grid = Grid((z, y, x), (z_mm, y_mm, x_mm), (0.0, 0.0, 0.0))
+    grid = VoxelGrid((z, y, x), (z_mm, y_mm, x_mm), (0.0, 0.0, 0.0))
     hu, label = image.array.astype(np.float32), host.astype(np.uint8)
     host_hu = float(np.median(hu[host]))
-    phase = PORTAL_VENOUS if host_hu >= ENHANCED_FROM_HU else UNENHANCED
+    phase = _PORTAL_VENOUS if host_hu >= ENHANCED_FROM_HU else _UNENHANCED
     biology = tumors.draw_biology(family, phase, host_hu, rng)
     structure = _structure(hu, host, image.spacing_mm)
     for start in choose_seeds(host, grid, lesions, diameter_mm, rng):
-        window, cover, grown_hu = grow_at(start, host, grid, family, biology, rng)
-        hu[window] += cover * (grown_hu - structure[window])
-        structure[window] += cover * (grown_hu - structure[window])
-        label[window][cover >= 0.5] = 2
+        crop, cover, grown_hu = grow_at(start, host, grid, family, biology, rng)
+        hu[crop] += cover * (grown_hu - structure[crop])
+        structure[crop] += cover * (grown_hu - structure[crop])
+        label[crop][cover >= 0.5] = 2
     values = np.clip(np.round(hu), -1024, 3071).astype(image.array.dtype)
     return GrownCase(image.with_array(values), image.with_array(label))
 
@@ -126,7 +130,7 @@ def _structure(
     hu: Float[np.ndarray, "z y x"], host: Bool[np.ndarray, "z y x"], spacing_mm: tuple[float, ...]
 ) -> Float[np.ndarray, "z y x"]:
     """Smooth the organ, over its own voxels only."""
-    sigma = [STRUCTURE_MM / step for step in spacing_mm]
+    sigma = [_STRUCTURE_MM / step for step in spacing_mm]
     weight = ndimage.gaussian_filter(host.astype(np.float32), sigma)
     summed = ndimage.gaussian_filter(np.where(host, hu, 0.0).astype(np.float32), sigma)
     return np.where(host, summed / np.maximum(weight, 1e-3), hu)

@@ -1,4 +1,4 @@
-"""Make CT phantoms: a trunk with organs, vessels, grown tumors and a scanner's noise; every case from a seed.
+"""Make CT phantoms: a trunk with organs, vessels, grown tumors and scanner noise, each case from a seed.
 
 The anatomy is good enough to recognize, not good enough to learn medicine from: it shows that a pipeline runs.
 """
@@ -14,7 +14,7 @@ from nnunetv2_freetumor.experiments.phantom import tumors, vessels
 from nnunetv2_freetumor.experiments.phantom.anatomy import (
     ORGANS,
     PHASES,
-    Body,
+    Trunk,
     paint_bones,
     paint_chest,
     paint_trunk,
@@ -22,7 +22,7 @@ from nnunetv2_freetumor.experiments.phantom.anatomy import (
 )
 from nnunetv2_freetumor.experiments.phantom.growing import Seed, choose_seeds, grow_at
 from nnunetv2_freetumor.experiments.phantom.organs import paint_abdomen
-from nnunetv2_freetumor.experiments.phantom.scene import Grid, Point, Scene, random_warp
+from nnunetv2_freetumor.experiments.phantom.scene import Point, Scene, VoxelGrid, random_warp
 
 THIN = 3  # layers rendered for each CT slice
 EXTENT_MM = (215.0, 265.0, 345.0)  # of the scan (z, y, x)
@@ -30,7 +30,7 @@ HOST_TISSUE = {"liver": "liver", "pancreas": "pancreas", "kidney": "cortex", "lu
 OUTGROWING = ("pancreas", "kidney")  # hosts whose tumors also grow into the fat around
 
 
-class Lesion(NamedTuple):
+class GrownTumor(NamedTuple):
     """A grown tumor: its label among the case's tumors, center in world mm (x, y, z), and size in the label."""
 
     number: int
@@ -44,11 +44,10 @@ class Phantom(NamedTuple):
     image: Int16[np.ndarray, "z y x"]
     organ: UInt8[np.ndarray, "z y x"]  # see ORGANS; the host's label continues below its tumors
     tumor: UInt8[np.ndarray, "z y x"]  # 0 or the lesion's number
-    spacing_mm: tuple[float, float, float]  # (z, y, x)
-    origin_mm: tuple[float, float, float]  # (z, y, x)
+    grid: VoxelGrid
     phase: str
     family: str
-    lesions: tuple[Lesion, ...]
+    lesions: tuple[GrownTumor, ...]
 
 
 def make_phantom(
@@ -62,13 +61,13 @@ def make_phantom(
     slice_mm: tuple[float, float] = (3.0, 5.0),
     diameter_mm: tuple[float, float] = (7.0, 42.0),
 ) -> Phantom:
-    """Make one case with a number of tumors grown in one organ; what is not given is drawn.
+    """Make one case with a number of tumors grown in one organ; draw what is not given.
 
     Args:
-        seed: what the case follows from; the same seed gives the same voxels.
+        seed: determines the case; the same seed gives the same voxels.
         phase: one of PHASES.
         family: one of tumors.FAMILIES, or of HELD_OUT_FAMILIES, which are never drawn.
-        host: the organ in which tumors grow, one of HOST_TISSUE.
+        host: the organ that tumors grow in, one of HOST_TISSUE.
         pixel_mm: bounds of the pixel size.
         slice_mm: bounds of the slice thickness.
         diameter_mm: bounds of the tumors' equivalent diameter.
@@ -82,11 +81,11 @@ def make_phantom(
     scale = rng.uniform(0.93, 1.06)
     scene = Scene(grid, scale, random_warp(grid, rng))
     hu = tissue_hu(phase, rng)
-    body = paint_trunk(scene, THIN, hu, rng)
+    trunk = paint_trunk(scene, THIN, hu, rng)
     for paint in (paint_chest, paint_abdomen, paint_bones):
-        paint(body)
+        paint(trunk)
     seeds = choose_seeds(scene.organ == ORGANS[host], scene.grid, lesions, diameter_mm, rng)
-    _paint_trees(body, seeds, rng)
+    _paint_trees(trunk, seeds, rng)
     biology = tumors.draw_biology(family, PHASES.index(phase), hu[HOST_TISSUE[host]], rng)
     tumor = np.zeros(grid.shape, dtype=np.uint8)
     for seed_ in seeds:
@@ -95,24 +94,24 @@ def make_phantom(
 
 
 def _develop(scene: Scene, tumor: NDArray[np.uint8], phase: str, family: str, rng: np.random.Generator) -> Phantom:
-    """Scan what was painted; labels are what lies in the middle of each slice."""
+    """Scan the painted scene; each slice gets the labels of its middle layer."""
     fine, middle = scene.grid, slice(THIN // 2, None, THIN)
-    origin = (fine.origin_mm[0] + fine.spacing_mm[0] * (THIN // 2), *fine.origin_mm[1:])
-    spacing = (fine.spacing_mm[0] * THIN, *fine.spacing_mm[1:])
-    image, found = scan(scene.hu, THIN, spacing, rng), tumor[middle].copy()
-    lesions = _measure(found, spacing, origin)
-    return Phantom(image, scene.organ[middle].copy(), found, spacing, origin, phase, family, lesions)
+    found = tumor[middle].copy()
+    (thin_mm, dy, dx), (z, y, x) = fine.spacing_mm, fine.origin_mm
+    grid = VoxelGrid(found.shape, (thin_mm * THIN, dy, dx), (z + thin_mm * (THIN // 2), y, x))
+    image = scan(scene.hu, THIN, grid.spacing_mm, rng)
+    return Phantom(image, scene.organ[middle].copy(), found, grid, phase, family, _measure(found, grid))
 
 
-def _draw_grid(pixel_mm: tuple[float, float], slice_mm: tuple[float, float], rng: np.random.Generator) -> Grid:
+def _draw_grid(pixel_mm: tuple[float, float], slice_mm: tuple[float, float], rng: np.random.Generator) -> VoxelGrid:
     pixel, thickness = round(rng.uniform(*pixel_mm), 2), round(rng.uniform(*slice_mm) * 2) / 2
     shape = (int(EXTENT_MM[0] / thickness), int(EXTENT_MM[1] / pixel), int(EXTENT_MM[2] / pixel))
     bottom = round(rng.uniform(-112, -98), 1)
     side, front = -pixel * (shape[2] - 1) / 2, -pixel * (shape[1] - 1) / 2
-    return Grid((shape[0] * THIN, *shape[1:]), (thickness / THIN, pixel, pixel), (bottom, front, side))
+    return VoxelGrid((shape[0] * THIN, *shape[1:]), (thickness / THIN, pixel, pixel), (bottom, front, side))
 
 
-class TreePlan(NamedTuple):
+class TreeSpec(NamedTuple):
     """One vessel tree: where it enters the organ (model mm x, y, z), how many ends, their radius, and what it holds."""
 
     organ: str
@@ -124,28 +123,28 @@ class TreePlan(NamedTuple):
     high: Point
 
 
-TREES = (
-    TreePlan("liver", (-36, -16, 18), 190, 0.92, "portal_vein", (-145, -100, -115), (95, 100, 140)),
-    TreePlan("liver", (-22, 8, 66), 120, 1.0, "hepatic_vein", (-145, -100, -115), (95, 100, 140)),
-    TreePlan("lung", (-34, 4, 105), 130, 0.55, "gut_wall", (-145, -100, -30), (0, 100, 300)),
-    TreePlan("lung", (40, 4, 105), 110, 0.55, "gut_wall", (0, -100, -30), (145, 100, 300)),
+_TREES = (
+    TreeSpec("liver", (-36, -16, 18), 190, 0.92, "portal_vein", (-145, -100, -115), (95, 100, 140)),
+    TreeSpec("liver", (-22, 8, 66), 120, 1.0, "hepatic_vein", (-145, -100, -115), (95, 100, 140)),
+    TreeSpec("lung", (-34, 4, 105), 130, 0.55, "gut_wall", (-145, -100, -30), (0, 100, 300)),
+    TreeSpec("lung", (40, 4, 105), 110, 0.55, "gut_wall", (0, -100, -30), (145, 100, 300)),
 )
 
 
-def _paint_trees(body: Body, seeds: list[Seed], rng: np.random.Generator) -> None:
-    scene = body.scene
+def _paint_trees(trunk: Trunk, seeds: list[Seed], rng: np.random.Generator) -> None:
+    scene = trunk.scene
     centers = np.asarray([seed.place_mm[::-1] for seed in seeds]).reshape(-1, 3)
     radii = np.asarray([seed.diameter_mm / 2 for seed in seeds])
-    for plan in TREES:
-        window = scene.window(plan.low, plan.high)
-        host = scene.organ[window] == ORGANS[plan.organ]
+    for spec in _TREES:
+        crop = scene.crop(spec.low, spec.high)
+        host = scene.organ[crop] == ORGANS[spec.organ]
         places = np.argwhere(host)
-        chosen = places[rng.integers(0, len(places), plan.ends)] + [w.start for w in window]
+        chosen = places[rng.integers(0, len(places), spec.ends)] + [w.start for w in crop]
         ends = (np.asarray(scene.grid.origin_mm) + chosen * scene.grid.spacing_mm)[:, ::-1]
-        root = scene.to_world(np.asarray([plan.root], dtype=float))[0]
-        tree = vessels.grow_tree(root, ends, plan.tip_mm, rng)
+        root = scene.to_world(np.asarray([spec.root], dtype=float))[0]
+        tree = vessels.grow_tree(root, ends, spec.tip_mm, rng)
         tree = vessels.push_aside(tree, centers, radii)
-        vessels.paint_tree(scene, window, tree, body.hu[plan.blood], host)
+        vessels.paint_tree(scene, crop, tree, trunk.hu[spec.blood], host)
 
 
 def _grow(
@@ -158,27 +157,27 @@ def _grow(
     rng: np.random.Generator,
 ) -> None:
     """Grow one tumor and put it into the scene."""
-    window, cover, grown_hu = grow_at(seed, _habitat(scene, host), scene.grid, family, biology, rng)
-    scene.hu[window] += cover * (grown_hu - scene.hu[window])
-    tumor[window][(cover >= 0.5) & (tumor[window] == 0)] = seed.number
+    crop, cover, grown_hu = grow_at(seed, _habitat(scene, host), scene.grid, family, biology, rng)
+    scene.hu[crop] += cover * (grown_hu - scene.hu[crop])
+    tumor[crop][(cover >= 0.5) & (tumor[crop] == 0)] = seed.number
 
 
 def _habitat(scene: Scene, host: str) -> NDArray[np.bool_]:
-    """Tell where tumors may grow: the host and, for some, the fat around it."""
+    """Mark where tumors may grow: the host and, for some hosts, the fat around it."""
     habitat = scene.organ == ORGANS[host]
     if host in OUTGROWING:
         habitat |= (scene.organ == 0) & (scene.hu > -150) & (scene.hu < -30)
     return habitat
 
 
-def _measure(tumor: NDArray, spacing: tuple[float, ...], origin: tuple[float, ...]) -> tuple[Lesion, ...]:
+def _measure(tumor: NDArray, grid: VoxelGrid) -> tuple[GrownTumor, ...]:
     found = []
     for number in range(1, int(tumor.max(initial=0)) + 1):
         places = np.argwhere(tumor == number)
         if len(places):
-            z, y, x = np.asarray(origin) + places.mean(0) * spacing
-            diameter = float((len(places) * np.prod(spacing) * 6 / np.pi) ** (1 / 3))
-            found.append(Lesion(number, (float(x), float(y), float(z)), diameter))
+            z, y, x = np.asarray(grid.origin_mm) + places.mean(0) * grid.spacing_mm
+            diameter = float((len(places) * np.prod(grid.spacing_mm) * 6 / np.pi) ** (1 / 3))
+            found.append(GrownTumor(number, (float(x), float(y), float(z)), diameter))
     return tuple(found)
 
 

@@ -1,12 +1,12 @@
-"""Grow tumors cell by cell; a process unlike the synthesizer's, so that the demo does not test it on its own output.
+"""Grow tumors cell by cell, unlike the synthesizer does, so that the demo does not test it on its own output.
 
 Three families. `compact`: cells divide into free neighbors of the colony's surface (Eden growth), sooner where many
 neighbors are occupied already, where the tissue lets them and along a preferred direction. `budding`: cell density
 follows logistic growth with diffusion through uneven tissue, while single cells leave the colony and found new ones
 nearby, which later merge. In these two, what lies too deep below the surface for oxygen dies (necrosis), and a capsule
 may form. `invading`: tissue resists unevenly, in streaks, and the tumor is what a front reaches first (first-passage
-percolation); it dies in patches, and its edge is wide, widest on one side. This family is held out: it is never drawn
-unless it is named, so that a test cohort can have tumors that no setting of the synthesizer was chosen on.
+percolation); it dies in patches, and its edge is wide, widest on one side. This family is held out: it is used
+only if it is named, so that a test cohort can have tumors that no setting of the synthesizer was chosen on.
 """
 
 from typing import NamedTuple
@@ -18,11 +18,11 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from skimage.graph import MCP_Geometric
 
-from nnunetv2_freetumor.experiments.phantom.scene import Grid, smooth_noise
+from nnunetv2_freetumor.experiments.phantom.scene import VoxelGrid, smooth_noise
 
 FAMILIES = ("compact", "budding")
 HELD_OUT_FAMILIES = ("invading",)
-CONTRAST_HU = {  # against the host: unenhanced, late arterial, portal venous
+_CONTRAST_HU = {  # against the host: unenhanced, late arterial, portal venous
     "hypovascular": (-20, -26, -52),
     "hypervascular": (-14, 58, -30),
     "washed out": (-16, -26, -48),
@@ -108,7 +108,7 @@ def _grow_invading(habitat: NDArray[np.bool_], cells: int, rng: np.random.Genera
     cost = np.exp(1.0 * _streaks(size, rng) + 0.7 * _field(size, size / 12, rng)) + rng.exponential(0.5, (size,) * 3)
     cost *= (
         1 + 4 * (_radius(size) / (size // 2)) ** 4
-    )  # so that no front gets far enough to meet the grid's flat border
+    )  # so that no front gets far enough to intersect the grid's flat border
     cost[~habitat] = np.inf
     front = MCP_Geometric(cost, sampling=tuple(np.exp(rng.uniform(-0.2, 0.2, 3))))
     arrival, _ = front.find_costs([middle], max_coverage=min(1.2 * cells / size**3, 1.0))
@@ -126,7 +126,7 @@ def _whole(colony: NDArray[np.bool_], middle: tuple[int, ...]) -> NDArray[np.boo
 
 
 def _streaks(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Draw smooth noise that changes more slowly along one direction, drawn too, than across it."""
+    """Draw smooth noise that changes more slowly along one random direction than across it."""
     turn = Rotation.from_quat(rng.normal(size=4)).as_matrix()
     squeeze = turn @ np.diag([1 / rng.uniform(1.2, 2.0), 1.0, 1.0]) @ turn.T
     middle = np.full(3, size / 2)
@@ -142,11 +142,11 @@ def _radius(size: int) -> NDArray[np.float32]:
 
 def _field(size: int, scale: float, rng: np.random.Generator) -> NDArray[np.float32]:
     """Draw smooth noise of unit variance on a cube; `scale` in cells."""
-    return smooth_noise(Grid((size,) * 3, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)), 2.0 * scale, rng)
+    return smooth_noise(VoxelGrid((size,) * 3, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)), 2.0 * scale, rng)
 
 
 class Biology(NamedTuple):
-    """What one patient's tumors have in common."""
+    """What the tumors of one patient have in common."""
 
     vital_hu: float
     hypoxic_mm: float  # cells deeper than this below the surface die
@@ -157,11 +157,11 @@ class Biology(NamedTuple):
 
 
 def draw_biology(family: str, phase_index: int, host_hu: float, rng: np.random.Generator) -> Biology:
-    """Draw a patient's kind of tumor; its contrast follows the phase of the scan."""
+    """Draw a patient's kind of tumor; its contrast depends on the phase of the scan."""
     if family in HELD_OUT_FAMILIES:
         return _draw_invading_biology(phase_index, host_hu, rng)
     kind = "hypervascular" if family == "compact" and rng.random() < 0.3 else "hypovascular"
-    contrast = CONTRAST_HU[kind][phase_index] * float(np.clip(rng.normal(1.0, 0.2), 0.6, 1.5))
+    contrast = _CONTRAST_HU[kind][phase_index] * float(np.clip(rng.normal(1.0, 0.2), 0.6, 1.5))
     capsule = (0.0, 12.0, 24.0)[phase_index] * (rng.random() < 0.4)
     return Biology(host_hu + contrast, rng.uniform(5.0, 14.0), capsule, rng.uniform(0.6, 1.3))
 
@@ -169,7 +169,7 @@ def draw_biology(family: str, phase_index: int, host_hu: float, rng: np.random.G
 def _draw_invading_biology(phase_index: int, host_hu: float, rng: np.random.Generator) -> Biology:
     """Draw an invading tumor: from hardly visible to marked, some brighter than the host in a late arterial scan."""
     kind = "late enhancing" if rng.random() < 0.35 else "washed out"
-    contrast = CONTRAST_HU[kind][phase_index] * float(np.clip(rng.normal(1.0, 0.35), 0.35, 1.8))
+    contrast = _CONTRAST_HU[kind][phase_index] * float(np.clip(rng.normal(1.0, 0.35), 0.35, 1.8))
     return Biology(
         vital_hu=host_hu + contrast,
         hypoxic_mm=0.0,
@@ -181,7 +181,7 @@ def _draw_invading_biology(phase_index: int, host_hu: float, rng: np.random.Gene
 
 
 def dress(colony: Bool[np.ndarray, "n n n"], cell_mm: float, biology: Biology, rng: np.random.Generator) -> Colony:
-    """Give a colony its HU: vital tissue, necrosis in its center or in patches, a capsule, a soft edge."""
+    """Assign HU to a colony: vital tissue, necrosis in its center or in patches, a capsule, a soft edge."""
     share = _edge(colony, cell_mm, biology, rng)
     depth = ndimage.distance_transform_edt(colony).astype(np.float32) * cell_mm
     depth += 1.5 * _field(colony.shape[0], 4.0 / cell_mm, rng)
@@ -212,7 +212,7 @@ def _edge(colony: NDArray[np.bool_], cell_mm: float, biology: Biology, rng: np.r
 def _dead_patches(
     colony: NDArray[np.bool_], depth_mm: NDArray, cell_mm: float, share: float, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Let tissue die in patches a few mm wide, below a living surface."""
+    """Compute where tissue is dead: patches a few mm wide, below a living surface."""
     patches = _field(colony.shape[0], 4.5 / cell_mm, rng)
     bar = np.quantile(patches[colony], 1 - share) if colony.any() else 0.0
     return 1 / (1 + np.exp((bar - patches) / 0.15)) / (1 + np.exp((3.0 - depth_mm) / 0.6))

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
-from nnunetv2_freetumor.experiments.phantom.scene import Scene, Window
+from nnunetv2_freetumor.experiments.phantom.scene import Crop, Scene
 
 
 class Tree(NamedTuple):
@@ -21,8 +21,8 @@ def grow_tree(
 ) -> Tree:
     """Connect a root with end points by a tree that branches as vessels do.
 
-    Every end point joins the part of the tree that is near and itself not far from the root; the radius follows
-    Murray's law: the flow of all ends downstream to the power of 1 / 2.7.
+    Every end point joins the part of the tree that is near and itself not far from the root. The radius follows
+    Murray's law: the flow to all ends downstream, to the power of 1 / 2.7.
     """
     points, parents, path = [root], [-1], [0.0]
     for end in ends[np.argsort(np.linalg.norm(ends - root, axis=1))]:
@@ -45,7 +45,7 @@ def grow_tree(
 
 
 def _fill_in(points: NDArray, parents: NDArray, radii: NDArray) -> Tree:
-    """Put points between the nodes, so that painted balls merge into tubes."""
+    """Insert points between the nodes, so that painted balls merge into tubes."""
     start, end = points[parents[1:]], points[1:]
     shares = np.linspace(0.0, 1.0, 4)[1:]
     filled = np.concatenate([start + (end - start) * share for share in shares])
@@ -64,17 +64,17 @@ def push_aside(tree: Tree, centers: Float[np.ndarray, "t 3"], radii_mm: Float[np
     return Tree(points, tree.radii_mm)
 
 
-def paint_tree(scene: Scene, window: Window, tree: Tree, hu: float, host: Bool[np.ndarray, "z y x"]) -> None:
-    """Paint a tree into the host's voxels of a window, with partial volume."""
+def paint_tree(scene: Scene, crop: Crop, tree: Tree, hu: float, host: Bool[np.ndarray, "z y x"]) -> None:
+    """Paint a tree into the host's voxels of a crop, with partial volume."""
     cover = np.zeros(host.shape, dtype=np.float32)
     spacing = np.asarray(scene.grid.spacing_mm)
-    origin = np.asarray(scene.grid.origin_mm) + spacing * [w.start for w in window]
+    origin = np.asarray(scene.grid.origin_mm) + spacing * [w.start for w in crop]
     position = (tree.points[:, ::-1] - origin) / spacing
     for low, high in ((0.0, 1.0), (1.0, 2.0), (2.0, 4.0), (4.0, 20.0)):
         chosen = (tree.radii_mm >= low) & (tree.radii_mm < high)
         if chosen.any():
             _stamp(cover, position[chosen], tree.radii_mm[chosen], spacing)
-    scene.hu[window] += cover * host * np.float32(1) * (np.float32(hu) - scene.hu[window])
+    scene.hu[crop] += cover * host * np.float32(1) * (np.float32(hu) - scene.hu[crop])
 
 
 def _stamp(cover: NDArray[np.float32], position: NDArray, radii: NDArray, spacing: NDArray) -> None:

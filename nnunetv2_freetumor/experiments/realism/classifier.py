@@ -1,9 +1,9 @@
 """Can a classifier tell real lesions from planted ones? Cross-validation by patient, and AUCs with their intervals.
 
-Fixed beforehand: the random forest is what counts, logistic regression is reported beside it. 0.5 is
-indistinguishable, 1 is told apart every time. A fold leaves out whole patients, so that nothing learned from a patient
-is tested on that patient; the probabilities of all folds are pooled. Both lesions of a pair are of one patient: every
-fold trains and tests on as many real lesions as planted ones.
+Fixed beforehand: the random forest is what counts, logistic regression is only reported. AUC 0.5 means
+indistinguishable, 1 always told apart. Each part of the cross-validation leaves out whole patients, so that nothing
+learned from a patient is tested on that patient; the probabilities of all parts go into one AUC. Both lesions of a pair
+are of one patient, so every part trains and tests on as many real lesions as planted ones.
 """
 
 import math
@@ -20,13 +20,13 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from nnunetv2_freetumor.evaluation.resampling import Values, Weights, bound, paired_difference, resample, swap
+from nnunetv2_freetumor.evaluation.resampling import Values, Weights, bound, paired_difference, resample_patients, swap
 from nnunetv2_freetumor.evaluation.scores import Difference, Estimate
-from nnunetv2_freetumor.experiments.realism.features import FEATURES, GROUPS
+from nnunetv2_freetumor.experiments.realism.features import FEATURE_GROUPS, FEATURES
 
-MOST_FOLDS = 10
-TREES, LEAF = 300, 3
-SHUFFLES = 3  # of each feature, for its importance
+_MOST_PARTS = 10
+_TREES, _LEAF = 300, 3
+_SHUFFLES = 3  # of each feature, for its importance
 
 Table = Float[np.ndarray, "lesions features"]
 
@@ -47,7 +47,10 @@ class Votes(NamedTuple):
 
 
 class Clue(NamedTuple):
-    """How far one feature gives planted lesions away."""
+    """How far one feature gives planted lesions away.
+
+    Field names are a file format: realism.json. That is why there are eight.
+    """
 
     feature: str
     group: str
@@ -60,23 +63,23 @@ class Clue(NamedTuple):
 
 
 class Realism(NamedTuple):
-    """What was found about one generator."""
+    """The result for one generator. Field names are a file format: realism.json, all but `votes`."""
 
     name: str
     auc: Estimate  # of the random forest
     auc_linear: Estimate  # of logistic regression
     by_group: dict[str, Estimate]  # the forest with the features of one group
-    clues: tuple[Clue, ...]  # the worst first
+    clues: tuple[Clue, ...]  # worst first
     votes: Votes
 
 
 def assess(name: str, pairs: Pairs, seed: int) -> Realism:
-    """Train both classifiers on a generator's pairs and find out what gives it away."""
+    """Train both classifiers on a generator's pairs and find what gives it away."""
     model = forest(seed)
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
     votes, importance = _vote_and_shuffle(model, pairs, seed)
     by_group = {}
-    for group, names in GROUPS.items():
+    for group, names in FEATURE_GROUPS.items():
         columns = [FEATURES.index(feature) for feature in names]
         part = pairs._replace(real=pairs.real[:, columns], planted=pairs.planted[:, columns])
         by_group[group] = auc_of(vote(model, part), pairs.patient, seed)
@@ -91,39 +94,39 @@ def assess(name: str, pairs: Pairs, seed: int) -> Realism:
 
 
 def forest(seed: int) -> RandomForestClassifier:
-    """Make the classifier that counts."""
-    return RandomForestClassifier(TREES, min_samples_leaf=LEAF, random_state=seed)
+    """Return the classifier that counts."""
+    return RandomForestClassifier(_TREES, min_samples_leaf=_LEAF, random_state=seed)
 
 
 def vote(model: Any, pairs: Pairs) -> Votes:
-    """Give every lesion's probability of being real, from a model that has not seen its patient."""
+    """Predict every lesion's probability of being real, with a model that has not seen its patient."""
     probability = np.empty(2 * len(pairs.patient))
     values, is_real = _joined(pairs)
-    for train, test in _folds(pairs):
+    for train, test in _parts(pairs):
         fitted = clone(model).fit(values[train], is_real[train])
         probability[test] = fitted.predict_proba(values[test])[:, 1]
     return Votes(*np.split(probability, 2))
 
 
 def auc_of(votes: Votes, patient: Int[np.ndarray, "lesions"], seed: int) -> Estimate:
-    """Give the AUC with its interval by patient."""
+    """Compute the AUC with its interval by patient."""
     wins = count_wins(votes, patient)
     patients = len(wins.real)
     value = float(wins.at(np.ones((1, patients)))[0])
-    interval = bound(value, len(patient), wins.at(resample(patients, seed)), "share")
+    interval = bound(value, len(patient), wins.at(resample_patients(patients, seed)), "share")
     return interval._replace(count=len(patient))
 
 
-def compare(first: Votes, second: Votes, patient: Int[np.ndarray, "lesions"], seed: int) -> Difference:
+def compare_generators(first: Votes, second: Votes, patient: Int[np.ndarray, "lesions"], seed: int) -> Difference:
     """Subtract the second generator's AUC from the first's, on the same real lesions."""
     patients = int(patient.max()) + 1
     both = Votes(*(np.concatenate(parts) for parts in zip(first, second)))
     wins = count_wins(both, np.concatenate([patient, patient + patients]))
-    return paired_difference(wins.at, resample(patients, seed), swap(patients, seed), len(patient))
+    return paired_difference(wins.at, resample_patients(patients, seed), swap(patients, seed), len(patient))
 
 
 def halves(pairs: Pairs, seed: int) -> Pairs:
-    """Make pairs of real lesions only, for a control: each patient's lesions are split into two halves at random."""
+    """Make pairs of real lesions only, as a control: split each patient's lesions into two halves at random."""
     rng = np.random.default_rng(seed)
     first: list[int] = []
     second: list[int] = []
@@ -144,7 +147,7 @@ class Wins(NamedTuple):
     planted: Float[np.ndarray, "patients"]
 
     def at(self, weights: Weights) -> Values:
-        """Give the AUC with weighted patients; NaN where there is nothing to compare."""
+        """Compute the AUC with weighted patients; NaN where there is nothing to compare."""
         pairs = (weights @ self.real) * (weights @ self.planted)
         won = ((weights @ self.table) * weights).sum(1)
         return np.divide(won, pairs, out=np.full(len(weights), math.nan), where=pairs > 0)
@@ -162,36 +165,36 @@ def _joined(pairs: Pairs) -> tuple[Table, Bool[np.ndarray, "lesions"]]:
     return np.concatenate([pairs.real, pairs.planted]), np.arange(2 * len(pairs.real)) < len(pairs.real)
 
 
-def _folds(pairs: Pairs) -> list[tuple[np.ndarray, np.ndarray]]:
+def _parts(pairs: Pairs) -> list[tuple[np.ndarray, np.ndarray]]:
     groups = np.tile(pairs.patient, 2)
-    folds = GroupKFold(min(MOST_FOLDS, int(pairs.patient.max()) + 1))
-    return list(folds.split(groups[:, None], groups=groups))
+    parts = GroupKFold(min(_MOST_PARTS, int(pairs.patient.max()) + 1))
+    return list(parts.split(groups[:, None], groups=groups))
 
 
 def _vote_and_shuffle(model: Any, pairs: Pairs, seed: int) -> tuple[Votes, Float[np.ndarray, "features"]]:
-    """Vote, and tell what the AUC loses when a feature is shuffled among the lesions of a fold that it is tested on."""
+    """Vote, and measure what the AUC loses if a feature is shuffled among the test lesions of each part."""
     rng = np.random.default_rng(seed)
     values, is_real = _joined(pairs)
     features = values.shape[1]
-    votes = np.empty((1 + features * SHUFFLES, len(values)))  # the first without shuffling
-    for train, test in _folds(pairs):
+    votes = np.empty((1 + features * _SHUFFLES, len(values)))  # the first without shuffling
+    for train, test in _parts(pairs):
         fitted = clone(model).fit(values[train], is_real[train])
         copies = np.repeat(values[test][None], len(votes), axis=0)
         for row in range(1, len(votes)):
-            copies[row, :, (row - 1) // SHUFFLES] = rng.permutation(values[test][:, (row - 1) // SHUFFLES])
+            copies[row, :, (row - 1) // _SHUFFLES] = rng.permutation(values[test][:, (row - 1) // _SHUFFLES])
         votes[:, test] = fitted.predict_proba(copies.reshape(-1, features))[:, 1].reshape(len(votes), -1)
     aucs = np.array([_plain_auc(*np.split(row, 2)) for row in votes])
-    return Votes(*np.split(votes[0], 2)), aucs[0] - aucs[1:].reshape(features, SHUFFLES).mean(1)
+    return Votes(*np.split(votes[0], 2)), aucs[0] - aucs[1:].reshape(features, _SHUFFLES).mean(1)
 
 
 def _plain_auc(real: Float[np.ndarray, "n"], planted: Float[np.ndarray, "m"]) -> float:
-    """Give the share of pairs in which the real lesion's value is larger."""
+    """Compute the share of pairs in which the real lesion's value is larger."""
     ranks = stats.rankdata(np.concatenate([real, planted]))[: len(real)].sum()
     return float((ranks - len(real) * (len(real) + 1) / 2) / (len(real) * len(planted)))
 
 
 def _clues(pairs: Pairs, importance: Sequence[float] | np.ndarray) -> tuple[Clue, ...]:
-    groups = {name: group for group, names in GROUPS.items() for name in names}
+    groups = {name: group for group, names in FEATURE_GROUPS.items() for name in names}
     clues = [
         Clue(
             name,

@@ -1,4 +1,4 @@
-"""The lesions of one case: what was measured on each, and its picture; kept in a file, so that no run does it twice."""
+"""The lesions of one case: measurements and picture of each, kept in a file so that no run repeats them."""
 
 import math
 import zipfile
@@ -15,11 +15,14 @@ from nnunetv2_freetumor.files import cases
 from nnunetv2_freetumor.pages.sheets import Views, upright
 
 TILE = 96  # pixels
-TILE_MM = (50.0, 140.0)  # of a picture: 2.4 diameters, within these bounds
+_TILE_MM = (50.0, 140.0)  # of a picture: 2.4 diameters, within these bounds
 
 
 class Lesions(NamedTuple):
-    """The lesions of one case from one source, in the order of the real ones; NaN where one could not be planted."""
+    """The lesions of one case from one source, in the order of the real ones; NaN if one could not be planted.
+
+    Field names are a file format: pairs/CASE/SOURCE.npz.
+    """
 
     features: Float[np.ndarray, "lesions features"]
     diameter_mm: Float[np.ndarray, "lesions"]
@@ -28,7 +31,7 @@ class Lesions(NamedTuple):
     side_mm: Float[np.ndarray, "lesions"]  # of each picture
 
 
-class Scene(NamedTuple):
+class HostCrop(NamedTuple):
     """A case, cut to its host."""
 
     name: str
@@ -38,8 +41,8 @@ class Scene(NamedTuple):
     direction: tuple[float, ...]
 
 
-class Site(NamedTuple):
-    """One lesion in its volume."""
+class Specimen(NamedTuple):
+    """One lesion to be measured, in its volume."""
 
     hu: np.ndarray
     lesion: np.ndarray
@@ -47,14 +50,14 @@ class Site(NamedTuple):
 
 
 def save_lesions(lesions: Lesions, key: str, path: Path) -> None:
-    """Write a case's lesions; the key says what they follow from."""
+    """Write a case's lesions; the key describes everything that they depend on."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with cases.replacing(path) as unfinished:
         np.savez_compressed(unfinished, key=np.array(key), **lesions._asdict())
 
 
 def read_lesions(path: Path, key: str) -> Lesions | None:
-    """Read an earlier run's measurement where it followed from the same."""
+    """Read the lesions of an earlier run if they have the same key."""
     if not path.is_file():
         return None
     try:
@@ -64,20 +67,20 @@ def read_lesions(path: Path, key: str) -> Lesions | None:
         return None
 
 
-def describe(site: Site, scene: Scene) -> dict[str, Any] | None:
-    """Measure a lesion and cut its picture out; None where too little host surrounds it."""
-    features = measure_lesion(site.hu, site.lesion, site.host, scene.spacing_mm)
+def measure_specimen(specimen: Specimen, crop: HostCrop) -> dict[str, Any] | None:
+    """Measure a lesion and cut out its picture; None if too little host surrounds it."""
+    features = measure_lesion(specimen.hu, specimen.lesion, specimen.host, crop.spacing_mm)
     if features is None:
         return None
-    size_mm = diameter_mm(site.lesion, scene)
-    side_mm = float(np.clip(2.4 * size_mm, *TILE_MM))
-    hu, outline = _cut_tile(site, scene, side_mm)
+    size_mm = equivalent_diameter_mm(specimen.lesion, crop)
+    side_mm = float(np.clip(2.4 * size_mm, *_TILE_MM))
+    hu, outline = _cut_tile(specimen, crop, side_mm)
     return dict(zip(Lesions._fields, (features, size_mm, hu, outline, side_mm)))
 
 
-def _cut_tile(site: Site, scene: Scene, side_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a square out of the axial slice that shows most of the lesion; gives HU and share of lesion."""
-    view = Views(site.hu, site.hu, site.lesion, scene.spacing_mm).turned(upright(scene.direction))
+def _cut_tile(specimen: Specimen, crop: HostCrop, side_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a square out of the axial slice that shows most of the lesion; return HU and share of lesion."""
+    view = Views(specimen.hu, specimen.hu, specimen.lesion, crop.spacing_mm).turned(upright(crop.direction))
     level = int(view.mask.sum((1, 2)).argmax())
     middle = np.argwhere(view.mask[level]).mean(0)
     offsets_mm = ((np.arange(TILE) + 0.5) / TILE - 0.5) * side_mm
@@ -87,13 +90,13 @@ def _cut_tile(site: Site, scene: Scene, side_mm: float) -> tuple[np.ndarray, np.
     return np.rint(hu).astype(np.int16), outline.astype(np.float32)
 
 
-def diameter_mm(lesion: np.ndarray, scene: Scene) -> float:
-    """Give the diameter of the ball of equal volume."""
-    return float((6 / math.pi * lesion.sum() * math.prod(scene.spacing_mm)) ** (1 / 3))
+def equivalent_diameter_mm(lesion: np.ndarray, crop: HostCrop) -> float:
+    """Compute the diameter of the sphere of equal volume."""
+    return float((6 / math.pi * lesion.sum() * math.prod(crop.spacing_mm)) ** (1 / 3))
 
 
 def stack(rows: Sequence[dict[str, Any] | None]) -> Lesions:
-    """Join what `describe` gave."""
+    """Stack the rows of `measure_specimen`; None becomes NaN."""
     missing: dict[str, Any] = {
         "features": np.full(len(FEATURES), math.nan),
         "diameter_mm": math.nan,

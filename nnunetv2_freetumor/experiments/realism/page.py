@@ -1,4 +1,4 @@
-"""The page about how real planted lesions look, with its pictures, in one file."""
+"""The page on how real planted lesions look: one file with tables and pictures."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -12,21 +12,21 @@ from matplotlib.figure import Figure
 
 from nnunetv2_freetumor.experiments.realism.classifier import Votes
 from nnunetv2_freetumor.experiments.realism.lesions import Lesions
-from nnunetv2_freetumor.experiments.realism.results import READING, Outcome, clue_rows, difference_rows, main_rows
+from nnunetv2_freetumor.experiments.realism.results import READING, Outcome, clue_rows, difference_rows, generator_rows
 from nnunetv2_freetumor.pages.page import html_table, picture, save_page
 from nnunetv2_freetumor.pages.sheets import BACKGROUND, OUTLINE, TEXT, scale_bar, write_on
 from nnunetv2_freetumor.pages.slices import png
 
-ROWS = 6
-WINDOW_WIDTH_HU = 220.0  # narrower than radiologists' own, so that more can be seen
+_ROWS = 6
+_WINDOW_WIDTH_HU = 220.0  # narrower than radiologists use, to show more detail
 _PLAIN_HU = (-150.0, 300.0)  # what the window's level is read from: neither air nor bone
 _PANEL, _CAPTION, _TITLE, _GAP = 1.35, 0.22, 0.55, 0.18  # inches
 _KINDS = ("planted", "planted", "real", "real")
-_HALVES = ("taken for real most", "given away first")
+_HALVES = ("most convincing", "least convincing")
 
 
-def write_page(outcome: Outcome, sheets: Mapping[str, bytes], path: Path) -> Path:
-    """Write the tables and each generator's sheet, and give the page's path."""
+def write_realism_page(outcome: Outcome, sheets: Mapping[str, bytes], path: Path) -> Path:
+    """Write the tables and each generator's sheet, and return the page's path."""
     cohort = outcome.cohort
     settings = "".join(
         f"<li>{html.escape(key)}: <code>{html.escape(str(value))}</code></li>"
@@ -35,16 +35,16 @@ def write_page(outcome: Outcome, sheets: Mapping[str, bytes], path: Path) -> Pat
     parts = [
         "<h1>How real is it?</h1>",
         f"<p>{len(cohort.case)} real lesions of {cohort.patients} patients, each with a planted partner in the same "
-        "case, the same host and of the same diameter. A classifier that has not seen the patient tells which of the "
-        f"lesions are real, from what is measured on them. {cohort.left_out} real lesions without a place for a "
+        "host of the same case and of the same diameter. A classifier that has not seen the patient predicts which of "
+        f"the lesions are real, from what is measured on them. {cohort.left_out} real lesions without room for a "
         f"partner are left out.</p><p>{html.escape(READING)}</p>",
-        _table(main_rows(outcome)),
+        _table(generator_rows(outcome)),
         _table(difference_rows(outcome)),
     ]
     for item in outcome.generators:
         caption = (
-            "Left: planted lesions that the classifier takes for real most. Right: those that give themselves away. "
-            "Beside each, without and with its outline, its real partner. Axial, the front up."
+            "Left: the most convincing planted lesions. Right: the least convincing. Next to each, its real partner; "
+            "both without and with outline. Axial, anterior at the top."
         )
         parts += [f"<h2>{html.escape(item.name)}</h2>", picture(sheets[item.name], caption), _table(clue_rows(item))]
     parts += [f"<h2>Settings</h2><ul>{settings}</ul>"]
@@ -57,9 +57,9 @@ def _table(rows: list[list[str]]) -> str:
 
 @style.context("default")
 def sheet(name: str, real: Lesions, planted: Lesions, votes: Votes, names: Sequence[str]) -> bytes:
-    """Draw the pairs with the most and with the least convincing planted lesions, and give the PNG."""
+    """Plot the pairs with the most and the least convincing planted lesions, and return the PNG."""
     order = np.argsort(-votes.planted, kind="stable")
-    rows = min(ROWS, max(len(order) // 2, 1))
+    rows = min(_ROWS, max(len(order) // 2, 1))
     width, height = 8 * _PANEL + 3 * _GAP, _TITLE + rows * (_PANEL + _CAPTION)
     figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
     for half, (title, chosen) in enumerate(zip(_HALVES, (order[:rows], order[::-1][:rows]))):
@@ -68,8 +68,8 @@ def sheet(name: str, real: Lesions, planted: Lesions, votes: Votes, names: Seque
         for row, index in enumerate(chosen.tolist()):
             top = height - _TITLE - row * (_PANEL + _CAPTION)
             text = (
-                f"{names[index]}: planted {planted.diameter_mm[index]:.0f} mm, real with {votes.planted[index]:.0%}; "
-                f"its partner {real.diameter_mm[index]:.0f} mm, real with {votes.real[index]:.0%}"
+                f"{names[index]}: planted {planted.diameter_mm[index]:.0f} mm, {votes.planted[index]:.0%} real; "
+                f"partner {real.diameter_mm[index]:.0f} mm, {votes.real[index]:.0%} real"
             )
             figure.text(left / width, (top + _CAPTION / 3) / height, text, color=TEXT, fontsize=6.5, va="center")
             for column in range(4):
@@ -80,15 +80,15 @@ def sheet(name: str, real: Lesions, planted: Lesions, votes: Votes, names: Seque
                     0.97 * _PANEL / height,
                 )
                 axes = figure.add_axes(place, xticks=[], yticks=[])
-                _draw(axes, planted if column < 2 else real, index, _window(real, planted, index), column)
+                _show(axes, planted if column < 2 else real, index, _window(real, planted, index), column)
     return png(figure)
 
 
 def _window(real: Lesions, planted: Lesions, index: int) -> tuple[float, float]:
-    """Choose one window for a pair, around what surrounds both lesions."""
+    """Choose one window for a pair, centered on the tissue around both lesions."""
     levels = [_around(lesions.tiles_hu[index], lesions.outlines[index]) for lesions in (real, planted)]
     level = round(float(np.mean(levels)) / 10) * 10.0
-    return level - WINDOW_WIDTH_HU / 2, level + WINDOW_WIDTH_HU / 2
+    return level - _WINDOW_WIDTH_HU / 2, level + _WINDOW_WIDTH_HU / 2
 
 
 def _around(hu: Int[np.ndarray, "n n"], outline: Float[np.ndarray, "n n"]) -> float:
@@ -99,7 +99,7 @@ def _around(hu: Int[np.ndarray, "n n"], outline: Float[np.ndarray, "n n"]) -> fl
     return float(np.median(plain if len(plain) else hu))
 
 
-def _draw(axes: Axes, lesions: Lesions, index: int, window: tuple[float, float], column: int) -> None:
+def _show(axes: Axes, lesions: Lesions, index: int, window: tuple[float, float], column: int) -> None:
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.imshow(lesions.tiles_hu[index], cmap="gray", vmin=window[0], vmax=window[1], interpolation="bilinear")

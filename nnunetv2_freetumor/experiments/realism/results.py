@@ -1,4 +1,4 @@
-"""What a comparison of real and planted lesions found, as JSON, CSV and tables."""
+"""The results of comparing real and planted lesions, as JSON, CSV and tables."""
 
 import csv
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from nnunetv2_freetumor.evaluation.files import as_json
 from nnunetv2_freetumor.evaluation.results import difference_text, estimate_text, p_text
 from nnunetv2_freetumor.evaluation.scores import Difference, Estimate
 from nnunetv2_freetumor.experiments.realism.classifier import Realism
-from nnunetv2_freetumor.experiments.realism.features import FEATURES, GROUPS
+from nnunetv2_freetumor.experiments.realism.features import FEATURE_GROUPS, FEATURES
 from nnunetv2_freetumor.experiments.realism.lesions import Lesions
 from nnunetv2_freetumor.files.cases import replacing, write_json
 
-WORST = 3  # features named in the table
-LISTED = 12  # features listed for each generator
+_WORST = 3  # features named in the table
+_LISTED = 12  # features listed for each generator
 READING = (
-    "AUC 0.5: a classifier cannot tell planted lesions from real ones; 1: it always can. Brackets: 95 % interval, "
-    "bootstrap over patients. The random forest counts; groups are the forest with these features alone."
+    "AUC 0.5: the classifier cannot tell planted lesions from real ones; 1: it always can. Brackets: 95 % interval, "
+    "bootstrap over patients. AUC is that of a random forest; the groups are the forest with these features alone."
 )
 
 
-class Cohort(NamedTuple):
+class PairedLesions(NamedTuple):
     """The pairs that every generator has."""
 
     case: list[str]  # of each pair
@@ -35,30 +35,30 @@ class Cohort(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Everything that was found."""
+    """All results."""
 
-    cohort: Cohort
+    cohort: PairedLesions
     generators: tuple[Realism, ...]
-    differences: dict[tuple[str, str], Difference]  # the first's AUC less the second's
+    differences: dict[tuple[str, str], Difference]  # the first's AUC minus the second's
     control: Estimate | None  # real lesions against real ones
     settings: dict[str, Any]
 
 
-def main_rows(outcome: Outcome) -> list[list[str]]:
-    """Give the table of generators; the first row is its head."""
-    head = ["generator", "pairs", "AUC", "logistic regression", *GROUPS, "what gives it away (AUC alone)"]
+def generator_rows(outcome: Outcome) -> list[list[str]]:
+    """Return the table of generators; the first row is the head."""
+    head = ["generator", "pairs", "AUC", "logistic regression", *FEATURE_GROUPS, "what gives it away (AUC alone)"]
     rows = [
         [
             item.name,
             str(item.auc.count),
             *map(estimate_text, (item.auc, item.auc_linear)),
-            *(f"{item.by_group[group].value:.2f}" for group in GROUPS),
-            "; ".join(f"{clue.feature} ({_alone(clue.auc):.2f})" for clue in item.clues[:WORST]),
+            *(f"{item.by_group[group].value:.2f}" for group in FEATURE_GROUPS),
+            "; ".join(f"{clue.feature} ({_alone(clue.auc):.2f})" for clue in item.clues[:_WORST]),
         ]
         for item in outcome.generators
     ]
     if outcome.control:
-        nothing = ["-"] * (len(GROUPS) + 2)
+        nothing = ["-"] * (len(FEATURE_GROUPS) + 2)
         rows.append(
             ["control: real against real", str(outcome.control.count), estimate_text(outcome.control), *nothing]
         )
@@ -66,16 +66,16 @@ def main_rows(outcome: Outcome) -> list[list[str]]:
 
 
 def difference_rows(outcome: Outcome) -> list[list[str]]:
-    """Give the table of paired differences; the first row is its head."""
+    """Return the table of paired differences; the first row is the head."""
     rows = [
-        [f"{first} less {second}", difference_text(difference), p_text(difference.p)]
+        [f"{first} - {second}", difference_text(difference), p_text(difference.p)]
         for (first, second), difference in outcome.differences.items()
     ]
     return [["AUC", "difference", "p"], *rows] if rows else []
 
 
 def clue_rows(item: Realism) -> list[list[str]]:
-    """Give the features that give a generator away, the worst first; the first row is the head."""
+    """Return the table of features that give a generator away, worst first; the first row is the head."""
     head = ["feature", "group", "AUC alone", "in planted lesions", "median real", "median planted", "KS", "shift in SD",
             "AUC lost when shuffled"]  # fmt: skip
     return [
@@ -92,18 +92,18 @@ def clue_rows(item: Realism) -> list[list[str]]:
                 f"{clue.shift_sd:.2f}",
                 f"{clue.importance:+.3f}",
             ]
-            for clue in item.clues[:LISTED]
+            for clue in item.clues[:_LISTED]
         ),
     ]
 
 
-def describe(outcome: Outcome) -> str:
-    """Write all tables as Markdown, which is readable in a terminal, too."""
+def realism_text(outcome: Outcome) -> str:
+    """Return all tables as Markdown, which is readable in a terminal as well."""
     cohort = outcome.cohort
     blocks = [
         f"{len(cohort.case)} pairs of a real and a planted lesion in {cohort.patients} patients; {cohort.left_out} "
-        "real lesions without a place for a partner are left out.",
-        _markdown(main_rows(outcome)),
+        "real lesions without room for a partner are left out.",
+        _markdown(generator_rows(outcome)),
         _markdown(difference_rows(outcome)),
     ]
     for item in outcome.generators:
@@ -143,11 +143,11 @@ def write_files(outcome: Outcome, folder: Path) -> None:
                 numbers = [f"{value:.6g}" for value in (size, votes[pair], *lesions.features[pair])]
                 writer.writerow([case, pair, source, *numbers])
     with replacing(folder / "realism.md") as unfinished:
-        unfinished.write_text(f"# How real is it?\n\n{describe(outcome)}\n", encoding="utf-8")
+        unfinished.write_text(f"# How real is it?\n\n{realism_text(outcome)}\n", encoding="utf-8")
 
 
 def _sources(outcome: Outcome) -> list[tuple[str, Lesions, np.ndarray]]:
-    """List who drew the lesions, and the votes that they are real: for real ones the mean over the generators."""
+    """Return each source with its lesions and their votes; for real ones, the mean vote over the generators."""
     of_real = np.mean([item.votes.real for item in outcome.generators], axis=0)
     planted = [(item.name, outcome.cohort.planted[item.name], item.votes.planted) for item in outcome.generators]
     return [("real", outcome.cohort.real, of_real), *planted]

@@ -1,7 +1,7 @@
-"""What the study compares: arms, few-label settings, seeds and budget; all of it frozen before a test case is seen.
+"""What the study compares: arms, few-label settings, seeds and budget, all frozen before a test case is seen.
 
-A run trains one arm in one setting with one seed. nnU-Net's own parts carry it: each arm has a plans file of its own
-(`freetumor_study_ARM.json`), and each pair of setting and seed is one fold of those plans.
+A trial trains one arm in one setting with one seed. It runs on nnU-Net's own concepts: each arm has its own plans
+(`freetumor_study_ARM.json`), and each pair of setting and seed is a fold of those plans.
 """
 
 from collections.abc import Callable
@@ -12,25 +12,36 @@ from nnunetv2_freetumor import priors
 from nnunetv2_freetumor.files.strict_json import read_as
 from nnunetv2_freetumor.plan import Prior, Section, Shape, SizeClass
 
-KEY = "freetumor_study"  # in the plans, and in front of the plans' names
+ASSIGNMENT_KEY = "freetumor_study"  # in the plans, and the prefix of the plans' names
 FIXED_RADII_MM = (4.0, 8.0, 16.0)  # of the ellipsoids; the published code's largest, 32 voxels, exceeds most lesions
-FIXED = 0.01  # mm; a size class needs two bounds
-ELLIPSOID = Shape(
+_FIXED_MM = 0.01  # a size class needs two bounds
+_ELLIPSOID = Shape(
     elongation_logit=(1.39, 0.5), flatness_logit=(1.39, 0.5), roughness=(0.0, 0.0), lobe_odds=(0.0, 0.0)
 )  # axes within about .75..1.25 of each other, as in the published code
 
 
+Method = Literal["real", "synthesis", "copy_paste"]
+TRAINERS: dict[Method, str] = {
+    "real": "nnUNetTrainerFreeTumor_study_real",
+    "synthesis": "nnUNetTrainerFreeTumor_study",
+    "copy_paste": "nnUNetTrainerFreeTumor_study_copy_paste",
+}
+
+
 class Setting(NamedTuple):
-    """What real labels a training gets."""
+    """The real labels that a training gets. Field names are a file format: protocol.json."""
 
     name: str
-    cases: int  # training cases, one in four without tumor; in a label-free setting all are
+    cases: int  # training cases, one in four tumor-free; all of them in a label-free setting
     label_free: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """One training: its fold in the plans, and its cases."""
+class FoldCases:
+    """One fold of the arms' plans: the cases of one setting with one seed, the same in every arm.
+
+    Field names are a file format: protocol.json and the arms' plans.
+    """
 
     fold: int
     setting: str
@@ -41,7 +52,10 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What every training of a study may cost, the same for all arms."""
+    """The cost of a training, the same for all arms.
+
+    Field names are a file format: protocol.json and the arms' plans.
+    """
 
     epochs: int
     iterations: int  # in each epoch
@@ -49,30 +63,38 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """What a trainer of the study reads from its plans."""
+class Assignment:
+    """What a trainer of the study reads from its plans. Field names are a file format: the arms' plans."""
 
-    method: Literal["real", "synthesis", "copy_paste"]
+    method: Method
     budget: Budget
-    runs: tuple[Run, ...]
+    runs: tuple[FoldCases, ...]
     foreground: float = 0.33  # share of patches that nnU-Net centers on foreground
     generator: Literal["section", "constant"] = "section"  # constant: the same contrast everywhere inside a lesion
-    after_intensity: bool = False  # plant behind nnU-Net's intensity transforms instead of in front of them
+    after_intensity: bool = False  # plant after nnU-Net's intensity transforms instead of before them
     judged: bool = False  # by the same run's training on real labels only
 
 
 class Arm(NamedTuple):
-    """One way to train, as a change of the texture arm's section and of the order."""
+    """One way to train, as a change of the texture arm's section and of the assignment."""
 
     title: str
-    trainer: str
-    method: Literal["real", "synthesis", "copy_paste"]
-    needs_tumors: bool = False  # cannot be trained without real tumors
+    method: Method
     foreground: float = 0.33
     generator: Literal["section", "constant"] = "section"
     after_intensity: bool = False
     judged: bool = False  # waits for the real arm, whose network judges
     change: Callable[[Section], Section] = lambda section: section
+
+    @property
+    def trainer(self) -> str:
+        """Return the name of the trainer class."""
+        return TRAINERS[self.method]
+
+    @property
+    def needs_tumors(self) -> bool:
+        """Return whether the arm cannot be trained without real tumors."""
+        return self.method != "synthesis" or self.judged
 
 
 def _with_prior(**changes: Any) -> Callable[[Section], Section]:
@@ -85,36 +107,31 @@ def _with_prior(**changes: Any) -> Callable[[Section], Section]:
 
 def _fixed_sizes() -> tuple[SizeClass, ...]:
     return tuple(
-        SizeClass(distribution="log_uniform", weight=1.0, min_mm=2 * radius, max_mm=2 * radius + FIXED)
+        SizeClass(distribution="log_uniform", weight=1.0, min_mm=2 * radius, max_mm=2 * radius + _FIXED_MM)
         for radius in FIXED_RADII_MM
     )
 
 
-REAL, SYNTHESIS = "nnUNetTrainerFreeTumor_study_real", "nnUNetTrainerFreeTumor_study"
-COPY_PASTE = "nnUNetTrainerFreeTumor_study_copy_paste"
-TEXTURE = "texture"
-BASELINE = "real"  # the arm that the others are compared with, and whose network judges
-THRESHOLD = "threshold"  # the arm without learning
+TEXTURE_ARM = "texture"
+BASELINE = "real"  # the arm that the others are compared with; its network is the judge
+THRESHOLD_ARM = "threshold"  # the arm without learning
 
 ARMS = {
-    "real": Arm("real labels only", REAL, "real", needs_tumors=True),
-    "real_fg66": Arm("real labels only, foreground oversampling .66", REAL, "real", True, foreground=0.66),
-    "copy_paste": Arm("tumor copy-paste (CarveMix)", COPY_PASTE, "copy_paste", True),
+    "real": Arm("real labels only", "real"),
+    "real_fg66": Arm("real labels only, foreground oversampling .66", "real", foreground=0.66),
+    "copy_paste": Arm("tumor copy-paste (CarveMix)", "copy_paste"),
     "ellipsoids": Arm(
         "plain ellipsoids, fixed radii, constant contrast",
-        SYNTHESIS,
         "synthesis",
         generator="constant",
-        change=_with_prior(sizes=_fixed_sizes(), shape=ELLIPSOID),
+        change=_with_prior(sizes=_fixed_sizes(), shape=_ELLIPSOID),
     ),
-    TEXTURE: Arm("FreeTumor, texture generator", SYNTHESIS, "synthesis"),
-    "texture_judged": Arm("FreeTumor, texture generator, judge", SYNTHESIS, "synthesis", True, judged=True),
-    "lite": Arm("FreeTumor, lite generator", SYNTHESIS, "synthesis", change=lambda s: replace(s, generator="lite")),
+    TEXTURE_ARM: Arm("FreeTumor, texture generator", "synthesis"),
+    "texture_judged": Arm("FreeTumor, texture generator, judge", "synthesis", judged=True),
+    "lite": Arm("FreeTumor, lite generator", "synthesis", change=lambda s: replace(s, generator="lite")),
     "lite_judged": Arm(
         "FreeTumor, lite generator, judge",
-        SYNTHESIS,
         "synthesis",
-        True,
         judged=True,
         change=lambda s: replace(s, generator="lite"),
     ),
@@ -122,37 +139,34 @@ ARMS = {
 ABLATIONS = {
     "share_low": Arm(
         "half as many planted patches",
-        SYNTHESIS,
         "synthesis",
         change=lambda s: replace(s, probability_tumor_free=0.25, probability_tumor_bearing=0.125),
     ),
     "share_high": Arm(
         "planted wherever allowed (70 % / 50 %)",
-        SYNTHESIS,
         "synthesis",
         change=lambda s: replace(s, probability_tumor_free=0.7, probability_tumor_bearing=0.5),
     ),
     "free_only": Arm(
         "tumor-free patches only (published rule)",
-        SYNTHESIS,
         "synthesis",
         change=lambda s: replace(s, tumor_free_patches_only=True),
     ),
     "fixed_radii": Arm(
-        "fixed radii instead of the prior's sizes", SYNTHESIS, "synthesis", change=_with_prior(sizes=_fixed_sizes())
+        "fixed radii instead of the prior's sizes", "synthesis", change=_with_prior(sizes=_fixed_sizes())
     ),
-    "after_intensity": Arm("planted after intensity augmentation", SYNTHESIS, "synthesis", after_intensity=True),
+    "after_intensity": Arm("planted after intensity augmentation", "synthesis", after_intensity=True),
 }
 ALL_ARMS = ARMS | ABLATIONS
 
 
 def plans_name(arm: str) -> str:
-    """Name an arm's plans."""
-    return f"{KEY}_{arm}"
+    """Return the name of an arm's plans."""
+    return f"{ASSIGNMENT_KEY}_{arm}"
 
 
 def bundled(section: Section) -> Section:
-    """Replace what was measured on the dataset by the bundled priors: a few labels are too few to measure on."""
+    """Replace what was measured on the dataset with the bundled priors: a few labels are too few to measure on."""
     targets = (
         replace(target, prior=_prior(target.prior), source=f"bundled prior {target.prior.name}, as the study demands")
         for target in section.targets
@@ -164,12 +178,12 @@ def _prior(measured: Prior) -> Prior:
     return priors.load(measured.name)
 
 
-def order_of(arm: Arm, budget: Budget, runs: tuple[Run, ...]) -> Order:
-    """Write down what the arm's trainer has to do."""
-    return Order(
+def assignment_of(arm: Arm, budget: Budget, folds: tuple[FoldCases, ...]) -> Assignment:
+    """Return the assignment of an arm's trainer."""
+    return Assignment(
         method=arm.method,
         budget=budget,
-        runs=runs,
+        runs=folds,
         foreground=arm.foreground,
         generator=arm.generator,
         after_intensity=arm.after_intensity,
@@ -177,15 +191,15 @@ def order_of(arm: Arm, budget: Budget, runs: tuple[Run, ...]) -> Order:
     )
 
 
-def read_order(plans: dict[str, Any]) -> Order:
-    """Read the order from an arm's plans.
+def read_assignment(plans: dict[str, Any]) -> Assignment:
+    """Read the assignment from an arm's plans.
 
     Raises:
-        ValueError: these plans were not written by the study.
+        ValueError: the study did not write these plans.
     """
-    if KEY not in plans:
+    if ASSIGNMENT_KEY not in plans:
         raise ValueError(
-            f"{plans['plans_name']}.json holds no '{KEY}' order. The study's trainers run by 'nnUNetv2_freetumor "
-            "study' only; train with nnUNetTrainerFreeTumor."
+            f"{plans['plans_name']}.json has no entry '{ASSIGNMENT_KEY}'. The study's trainers are only for "
+            "'nnUNetv2_freetumor study'; train with nnUNetTrainerFreeTumor."
         )
-    return read_as(Order, plans[KEY], KEY)
+    return read_as(Assignment, plans[ASSIGNMENT_KEY], ASSIGNMENT_KEY)

@@ -1,4 +1,4 @@
-"""Draw a study: what each arm finds at matched false positives, with intervals and every seed."""
+"""Plot a study: sensitivity of each arm at matched false positives, with intervals and every seed."""
 
 import math
 from collections.abc import Sequence
@@ -9,42 +9,41 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunetv2_freetumor.evaluation.scores import ALL_SIZES, Estimate
-from nnunetv2_freetumor.experiments.study.results import MATCHED, Row
+from nnunetv2_freetumor.evaluation.scores import ALL_SIZES
+from nnunetv2_freetumor.experiments.study.results import MATCHED, ArmResult, Matched
 from nnunetv2_freetumor.files.cases import replacing
 
-ROW_INCHES, COLORS = 0.42, {"real": "0.35", "texture": "#c0392b"}
-OTHER_COLOR = "#2c6fad"
+_ROW_INCHES, _COLORS = 0.42, {"real": "0.35", "texture": "#c0392b"}
+_OTHER_COLOR = "#2c6fad"
 
 
 class _Bar(NamedTuple):
     title: str
     arm: str
-    estimate: Estimate
-    by_seed: tuple[float, ...]
+    matched: Matched
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw a panel for each setting, left with all false positives counted, right with those on the organ.
+def plot_study(results: Sequence[ArmResult], path: Path) -> None:
+    """Plot a row of panels for each setting: left counting all false positives, right only those on the organ.
 
     A dot is the mean of the seeds, a tick one seed, the bar the 95 % interval.
     """
-    settings = list(dict.fromkeys(row.setting for row in rows))
+    settings = list(dict.fromkeys(result.setting for result in results))
     if not settings:
         return
-    heights = [sum(row.setting == setting for row in rows) for setting in settings]
-    size = (11.5, ROW_INCHES * sum(heights) + 0.45 * len(settings) + 0.7)
+    heights = [sum(result.setting == setting for result in results) for setting in settings]
+    size = (11.5, _ROW_INCHES * sum(heights) + 0.45 * len(settings) + 0.7)
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(settings), 2, sharex=True, squeeze=False, height_ratios=heights)
     for (left, right), setting in zip(axes, settings):
-        shown = [row for row in rows if row.setting == setting]
-        _panel(left, [_Bar(row.title, row.arm, row.matched[ALL_SIZES], row.by_seed) for row in shown])
-        _panel(right, [_Bar("", row.arm, row.in_host[ALL_SIZES], row.in_host_by_seed) for row in shown])
+        shown = [result for result in results if result.setting == setting]
+        _panel(left, [_Bar(result.title, result.arm, result.anywhere) for result in shown])
+        _panel(right, [_Bar("", result.arm, result.in_host) for result in shown])
         left.set_title(setting, loc="left", fontsize=10, fontweight="bold")
     share = f"share of lesions found at {MATCHED:g} false positive per scan,\n"
     axes[-1, 0].set_xlabel(f"{share}wherever it lies", fontsize=9)
-    axes[-1, 1].set_xlabel(f"{share}counting those on the organ only", fontsize=9)
+    axes[-1, 1].set_xlabel(f"{share}counting only those on the organ", fontsize=9)
     with replacing(path) as unfinished:
         figure.savefig(unfinished, dpi=150, format="png")
 
@@ -55,8 +54,9 @@ def _panel(axis: Axes, bars: Sequence[_Bar]) -> None:
     axis.set_xlim(0, 1)
     axis.grid(axis="x", color="0.9")
     axis.set_axisbelow(True)
-    for place, (_, arm, estimate, by_seed) in enumerate(bars):
-        color = COLORS.get(arm, OTHER_COLOR)
+    for place, (_, arm, matched) in enumerate(bars):
+        estimate, by_seed = matched.by_size[ALL_SIZES], matched.by_seed
+        color = _COLORS.get(arm, _OTHER_COLOR)
         axis.plot(by_seed, [place] * len(by_seed), "|", color=color, markersize=12, alpha=0.6)
         if math.isnan(estimate.value):
             axis.text(0.01, place, "not all seeds" if by_seed else "no value", va="center", fontsize=8, color="0.5")

@@ -1,4 +1,4 @@
-"""A study's protocol: everything that could be tuned, written down before a test case exists, and kept to."""
+"""A study's protocol: everything that could be tuned, frozen before a test case exists."""
 
 import json
 from collections.abc import Sequence
@@ -7,46 +7,46 @@ from typing import Any
 
 from nnunetv2_freetumor import plan
 from nnunetv2_freetumor.experiments.study import data, results, trials
-from nnunetv2_freetumor.experiments.study.design import Budget, Run, Setting
-from nnunetv2_freetumor.experiments.study.place import Prepared
+from nnunetv2_freetumor.experiments.study.design import Budget, FoldCases, Setting
+from nnunetv2_freetumor.experiments.study.preparation import Prepared
 from nnunetv2_freetumor.files.cases import write_json
 
 PROTOCOL = "protocol.json"
 
 
-def freeze(prepared: Prepared, budget: Budget, settings: Sequence[Setting], seeds: int) -> tuple[Run, ...]:
-    """Write down everything that could be tuned, before any test case exists or is read; refuse a change of it.
+def freeze(prepared: Prepared, budget: Budget, settings: Sequence[Setting], seeds: int) -> tuple[FoldCases, ...]:
+    """Write everything that could be tuned, before any test case exists or is read; refuse any change to it.
 
     Raises:
         ValueError: the folder holds a study of another protocol.
     """
-    place, section = prepared.place, plan.read_section(prepared.plans[plan.SECTION])
+    context, section = prepared.context, plan.read_section(prepared.plans[plan.SECTION])
     tumors = sorted({target.tumor_label for target in section.targets})
-    pool = data.read_pool(prepared.folder / "gt_segmentations", place.labels.file_ending, tumors)
-    runs = data.plan_runs(pool, settings, seeds)
-    made = data.arm_plans(prepared.plans, budget, runs)
+    labeled = data.read_training_cases(prepared.folder / "gt_segmentations", context.test.labels.file_ending, tumors)
+    folds = data.choose_cases(labeled, settings, seeds)
+    made = data.arm_plans(prepared.plans, budget, folds)
     protocol = {
-        "dataset": place.dataset,
-        "configuration": place.configuration,
+        "dataset": context.dataset,
+        "configuration": context.configuration,
         "test": prepared.test,
         "budget": plan.to_json(budget),
         "settings": [setting._asdict() for setting in settings],
         "seeds": seeds,
         "rule": json.loads(json.dumps(trials.RULE._asdict())),
         "false_positives_per_scan": results.MATCHED,
-        "runs": [plan.to_json(run) for run in runs],
+        "runs": [plan.to_json(fold) for fold in folds],
         "sections": {name: plans[plan.SECTION] for name, plans in made.items()},
     }
-    keep(place.root / PROTOCOL, protocol)
+    keep(context.root / PROTOCOL, protocol)
     data.write_arm_plans(prepared.folder, made)
-    return runs
+    return folds
 
 
 def keep(path: Path, protocol: dict[str, Any]) -> None:
-    """Write a protocol where there is none, and refuse one that differs from what was frozen.
+    """Write a protocol if there is none yet, and refuse one that differs from what was frozen.
 
     Raises:
-        ValueError: something that was frozen has changed; the text names it.
+        ValueError: something that was frozen has changed.
     """
     if not path.is_file():
         return write_json(protocol, path)
@@ -55,12 +55,12 @@ def keep(path: Path, protocol: dict[str, Any]) -> None:
     if changed := [key for key in protocol if not _agrees(frozen.get(key), protocol[key])]:
         raise ValueError(
             f"{path} was frozen with another {', '.join(changed)}, and a study whose protocol changes after its test "
-            "cases were seen proves nothing. Use the same options and version, or another -o folder."
+            "cases were seen proves nothing. Use the same options and version, or another folder with -o."
         )
 
 
 def _agrees(frozen: Any, now: Any) -> bool:
-    """Tell whether everything that was frozen is still the same; later arms and settings may have joined it."""
+    """Return whether everything frozen is still the same; arms and settings may have been added later."""
     if isinstance(frozen, dict) and isinstance(now, dict):
         return all(key in now and _agrees(value, now[key]) for key, value in frozen.items())
     return frozen == now

@@ -1,4 +1,4 @@
-"""Sum up a study: one row for each setting and arm, with intervals, and its difference to training on real labels."""
+"""Sum up a study: each arm in each setting, with intervals, and its gain over training on real labels."""
 
 import math
 import platform
@@ -11,122 +11,128 @@ import torch
 from nnunetv2_freetumor import __version__
 from nnunetv2_freetumor.evaluation.comparison import Rate, compare_at, sensitivity_at
 from nnunetv2_freetumor.evaluation.scores import ALL_SIZES, CaseScore, Difference, Estimate, Rule, size_names
-from nnunetv2_freetumor.evaluation.summary import summarize
+from nnunetv2_freetumor.evaluation.summary import summarize_pair
 from nnunetv2_freetumor.experiments.study.design import BASELINE
 
 MATCHED = 1.0  # false positives per scan at which sensitivities are compared
 
 
-class Row(NamedTuple):
-    """One arm in one setting, all its seeds together; what is matched is the mean of the seeds' own values."""
+class Matched(NamedTuple):
+    """Sensitivity at MATCHED false positives per scan, each seed at its own threshold."""
+
+    by_size: dict[str, Estimate]  # the mean of the seeds
+    by_seed: tuple[float, ...]  # for all sizes
+    gain: Difference | None  # for all sizes, over the baseline with the same seeds
+
+
+class Predicted(NamedTuple):
+    """The predictions as nnU-Net makes them, at probability .5. Field names are a file format: results.json."""
+
+    sensitivity: Estimate
+    false_positives: Estimate  # per scan
+    false_positives_in_host: Estimate  # of these on the organ
+    specificity: Estimate  # share of tumor-free scans without any prediction
+    dice: Estimate
+
+
+class ArmResult(NamedTuple):
+    """One arm in one setting, with all its seeds."""
 
     setting: str
     arm: str
     title: str
     seeds: tuple[int, ...]
-    matched: dict[str, Estimate]  # sensitivity at MATCHED false positives per scan, by size
-    by_seed: tuple[float, ...]  # the same for all sizes, each seed alone
-    gain: Difference | None  # of the matched sensitivity, all sizes, over the baseline with the same seeds
-    in_host: dict[str, Estimate]  # sensitivity at MATCHED false positives per scan on the organ, by size
-    in_host_by_seed: tuple[float, ...]
-    in_host_gain: Difference | None
-    sensitivity: Estimate  # at probability .5, as nnU-Net predicts
-    false_positives: Estimate  # per scan, at probability .5
-    false_positives_in_host: Estimate  # of these on the organ
-    specificity: Estimate  # share of tumor-free scans without any prediction, at probability .5
-    dice: Estimate
+    anywhere: Matched  # all false positives count
+    in_host: Matched  # only those on the organ count
+    predicted: Predicted
 
 
-class Readings(NamedTuple):
-    """What an arm's trials scored in one setting, by seed."""
+class ArmScores(NamedTuple):
+    """The scores of an arm's trials in one setting."""
 
     title: str
-    scores: dict[int, list[CaseScore]]
+    by_seed: dict[int, list[CaseScore]]
 
 
-def rows_of(readings: Mapping[tuple[str, str], Readings], rule: Rule, baseline: str = BASELINE) -> list[Row]:
-    """Sum up all readings; keys are (setting, arm), and gains are over the baseline arm."""
+def arm_results(scores: Mapping[tuple[str, str], ArmScores], rule: Rule, baseline: str = BASELINE) -> list[ArmResult]:
+    """Sum up all scores; keys are (setting, arm), and gains are over the baseline arm."""
     return [
-        _row(setting, arm, read, None if arm == baseline else readings.get((setting, baseline)), rule)
-        for (setting, arm), read in readings.items()
-        if read.scores
+        _arm_result(setting, arm, own, None if arm == baseline else scores.get((setting, baseline)), rule)
+        for (setting, arm), own in scores.items()
+        if own.by_seed
     ]
 
 
-def _row(setting: str, arm: str, read: Readings, baseline: Readings | None, rule: Rule) -> Row:
-    runs = list(read.scores.values())
-    summary = summarize(arm, [score for scores in runs for score in scores], rule)
-    names = (*size_names(rule.bounds_mm), ALL_SIZES)
-    found, in_host = (
-        {name: sensitivity_at(runs, Rate(MATCHED, name, inside), rule) for name in names} for inside in (False, True)
-    )
-    each, in_host_each = (
-        tuple(sensitivity_at([scores], Rate(MATCHED, in_host=inside), rule).value for scores in runs)
-        for inside in (False, True)
-    )
-    gain, in_host_gain = (
-        None if baseline is None else _gain(read, baseline, Rate(MATCHED, in_host=inside), rule)
-        for inside in (False, True)
-    )
-    return Row(
+def _arm_result(setting: str, arm: str, own: ArmScores, baseline: ArmScores | None, rule: Rule) -> ArmResult:
+    summary = summarize_pair(arm, [score for scores in own.by_seed.values() for score in scores], rule)
+    return ArmResult(
         setting=setting,
         arm=arm,
-        title=read.title,
-        seeds=tuple(read.scores),
-        matched=found,
-        by_seed=each,
-        gain=gain,
-        in_host=in_host,
-        in_host_by_seed=in_host_each,
-        in_host_gain=in_host_gain,
-        sensitivity=summary.sensitivity[ALL_SIZES],
-        false_positives=summary.false_positives_per_scan,
-        false_positives_in_host=summary.false_positives_in_host,
-        specificity=summary.patient_specificity,
-        dice=summary.dice,
+        title=own.title,
+        seeds=tuple(own.by_seed),
+        anywhere=_match(own, baseline, rule, in_host=False),
+        in_host=_match(own, baseline, rule, in_host=True),
+        predicted=Predicted(
+            sensitivity=summary.sensitivity[ALL_SIZES],
+            false_positives=summary.false_positives_per_scan,
+            false_positives_in_host=summary.false_positives_in_host,
+            specificity=summary.patient_specificity,
+            dice=summary.dice,
+        ),
     )
 
 
-def _gain(read: Readings, baseline: Readings, rate: Rate, rule: Rule) -> Difference | None:
+def _match(own: ArmScores, baseline: ArmScores | None, rule: Rule, in_host: bool) -> Matched:
+    runs, names = list(own.by_seed.values()), (*size_names(rule.bounds_mm), ALL_SIZES)
+    overall = Rate(MATCHED, in_host=in_host)
+    return Matched(
+        by_size={name: sensitivity_at(runs, Rate(MATCHED, name, in_host), rule) for name in names},
+        by_seed=tuple(sensitivity_at([scores], overall, rule).value for scores in runs),
+        gain=None if baseline is None else _gain(own, baseline, overall, rule),
+    )
+
+
+def _gain(own: ArmScores, baseline: ArmScores, rate: Rate, rule: Rule) -> Difference | None:
     """Compare the seeds that both have."""
-    shared = [seed for seed in read.scores if seed in baseline.scores]
+    shared = [seed for seed in own.by_seed if seed in baseline.by_seed]
     if not shared:
         return None
-    ours, others = ([side.scores[seed] for seed in shared] for side in (read, baseline))
+    ours, others = ([side.by_seed[seed] for seed in shared] for side in (own, baseline))
     return compare_at(ours, others, rate, rule)
 
 
-def table(rows: Sequence[Row], baseline: str = BASELINE) -> str:
-    """Write the rows as a Markdown table.
+def markdown_table(results: Sequence[ArmResult], baseline: str = BASELINE) -> str:
+    """Return a Markdown table with a line for each arm in each setting.
 
-    Found at MATCHED false positives per scan, with the 95 % interval by patient, then each seed alone and the gain in
-    percent points over the baseline; the same at MATCHED false positives per scan on the organ, then by size; the rest
-    at probability .5, where nnU-Net predicts: found, false positives per scan on the organ and elsewhere, Dice of the
-    scans with tumors.
+    First sensitivity at MATCHED false positives per scan, with the 95 % interval by patient, each seed, and the gain in
+    percentage points over the baseline; then the same counting only false positives on the organ, also by size; then
+    the predictions at probability .5, as nnU-Net makes them: sensitivity, false positives per scan on the organ and
+    elsewhere, Dice of the scans with tumors.
     """
-    small = [name for name in rows[0].in_host if name != ALL_SIZES][:2] if rows else []
+    small = [name for name in results[0].in_host.by_size if name != ALL_SIZES][:2] if results else []
     head = ["training labels", "arm", f"found at {MATCHED:g} FP/scan", "each seed", f"over {baseline}"]
     head += [f"found at {MATCHED:g} FP/scan on the organ", "each seed", f"over {baseline}", *small]
     head += ["as predicted", "FP/scan on the organ", "FP/scan elsewhere", "Dice"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for row in rows:
+    for result in results:
+        predicted = result.predicted
         cells = [
-            row.setting,
-            row.title,
-            _share(row.matched[ALL_SIZES]),
-            _each(row.by_seed),
-            _gain_text(row.gain),
-            _share(row.in_host[ALL_SIZES]),
-            _each(row.in_host_by_seed),
-            _gain_text(row.in_host_gain),
-            *(_share(row.in_host[name], interval=False) for name in small),
-            _share(row.sensitivity, interval=False),
-            f"{row.false_positives_in_host.value:.1f}",
-            f"{row.false_positives.value - row.false_positives_in_host.value:.1f}",
-            f"{row.dice.value:.2f}",
+            result.setting,
+            result.title,
+            *_matched_cells(result.anywhere),
+            *_matched_cells(result.in_host),
+            *(_share(result.in_host.by_size[name], interval=False) for name in small),
+            _share(predicted.sensitivity, interval=False),
+            f"{predicted.false_positives_in_host.value:.1f}",
+            f"{predicted.false_positives.value - predicted.false_positives_in_host.value:.1f}",
+            f"{predicted.dice.value:.2f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _matched_cells(matched: Matched) -> tuple[str, str, str]:
+    return _share(matched.by_size[ALL_SIZES]), _each(matched.by_seed), _gain_text(matched.gain)
 
 
 def _each(values: Sequence[float]) -> str:
@@ -149,7 +155,7 @@ def _gain_text(gain: Difference | None) -> str:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Tell on what a study ran."""
+    """Describe the machine and the versions that a study runs on."""
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
@@ -159,9 +165,26 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Turn the rows into what `json.dump` takes; NaN becomes null."""
-    return [_plain(row._asdict()) for row in rows]
+def results_to_json(results: Sequence[ArmResult]) -> list[dict[str, Any]]:
+    """Convert results to the rows of results.json; NaN becomes null."""
+    return [
+        _plain(
+            {
+                "setting": result.setting,
+                "arm": result.arm,
+                "title": result.title,
+                "seeds": result.seeds,
+                "matched": result.anywhere.by_size,
+                "by_seed": result.anywhere.by_seed,
+                "gain": result.anywhere.gain,
+                "in_host": result.in_host.by_size,
+                "in_host_by_seed": result.in_host.by_seed,
+                "in_host_gain": result.in_host.gain,
+                **result.predicted._asdict(),
+            }
+        )
+        for result in results
+    ]
 
 
 def _plain(value: Any) -> Any:

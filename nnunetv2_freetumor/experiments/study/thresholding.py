@@ -3,9 +3,9 @@
 The baseline that a method with training has to beat. It is given the reference mask of the organ (tumors included),
 which no segmenter gets: an advantage, meant to make it a strong baseline. A voxel's deviation is
 |HU - median| / spread, darker and brighter alike, after smoothing; median and spread (1.4826 x the median absolute
-deviation) are the organ's own in this case. A few millimeters at the organ's surface, where its neighbors shine in,
-take their value from the nearest voxel inside; bright structures thinner than a vessel are opened away. What is smaller
-than a minimum size is removed at each of the FROC's thresholds, so that one map serves the whole curve.
+deviation) are the organ's own in this case. The outer few millimeters of the organ, where neighboring tissue
+shines in, take their value from the nearest voxel inside; bright structures as thin as vessels are removed by opening.
+Components below a minimum size are removed at each of the FROC's thresholds, so that one map serves the whole curve.
 """
 
 import dataclasses
@@ -26,22 +26,22 @@ from skimage.morphology import opening
 from nnunetv2_freetumor.evaluation.case_scores import score_case
 from nnunetv2_freetumor.evaluation.matching import find_components, match
 from nnunetv2_freetumor.evaluation.scores import THRESHOLDS, CaseScore, Pair
-from nnunetv2_freetumor.experiments.study.design import Run
-from nnunetv2_freetumor.experiments.study.trials import RULE, Place, Trial, save_scores, seconds
+from nnunetv2_freetumor.experiments.study.design import FoldCases
+from nnunetv2_freetumor.experiments.study.trials import RULE, StudyContext, Trial, save_scores, seconds
 from nnunetv2_freetumor.files.cases import Case, read_case, read_label
 
-CUTS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
-MIN_DIAMETERS_MM = (4.0, 6.0, 8.0, 10.0, 12.0)
-STEEPNESS = 3.0  # probability 0.05 at no deviation, 0.5 at the cut, 0.95 at twice the cut
-MIN_SPREAD_HU = 4.0  # so that in an organ without noise no small difference makes a tumor
+_CUTS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
+_MIN_DIAMETERS_MM = (4.0, 6.0, 8.0, 10.0, 12.0)
+_STEEPNESS = 3.0  # probability 0.05 at no deviation, 0.5 at the cut, 0.95 at twice the cut
+_MIN_SPREAD_HU = 4.0  # so that in an organ without noise no small difference makes a tumor
 
 
-TITLE = "thresholding inside the given organ, no learning"
+ARM_TITLE = "thresholding inside the given organ, no learning"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholding:
-    """How tumors are told from the organ."""
+    """How tumors are distinguished from the organ."""
 
     smooth_mm: float = 2.0  # sigma of the Gaussian
     border_mm: float = 5.0  # at the organ's surface, where neighboring tissue shines in: a thick slice
@@ -51,7 +51,7 @@ class Thresholding:
 
 
 class Thresholded(NamedTuple):
-    """What was found in one case."""
+    """The tumor candidates found in one case."""
 
     probability: Float32[np.ndarray, "z y x"]  # rises with the deviation; 0 outside the organ
     prediction: Bool[np.ndarray, "z y x"]  # probability >= 0.5
@@ -83,7 +83,7 @@ def threshold_case(
     probability = np.zeros(host.shape, dtype=np.float32)
     if host.any():
         box = _box(host)
-        odds = STEEPNESS * (deviation(image_hu[box], host[box], spacing_mm, settings) / settings.cut - 1)
+        odds = _STEEPNESS * (deviation(image_hu[box], host[box], spacing_mm, settings) / settings.cut - 1)
         raw = np.where(host[box], 1 / (1 + np.exp(-odds)), 0)
         probability[box] = _without_small(raw, _least_voxels(settings.min_diameter_mm, spacing_mm))
     return Thresholded(probability, probability >= np.float32(0.5))
@@ -103,7 +103,7 @@ def deviation(
     spacing_mm: tuple[float, ...],
     settings: Thresholding,
 ) -> Float[np.ndarray, "z y x"]:
-    """Measure how far each voxel of the organ is from the organ's median, in spreads; the rest gets no meaning."""
+    """Measure how far each voxel of the organ is from its median, in spreads; values outside mean nothing."""
     depth = ndimage.distance_transform_edt(np.pad(host, 1), sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
     inside = depth > min(settings.border_mm, 0.5 * depth.max())
     sigma = [settings.smooth_mm / step for step in spacing_mm]
@@ -113,23 +113,23 @@ def deviation(
     smooth = _without_vessels(smooth[tuple(nearest)], settings.vessel_mm, spacing_mm)
     median = np.median(smooth[inside])
     spread = 1.4826 * np.median(np.abs(smooth[inside] - median))
-    return np.abs(smooth - median) / max(float(spread), MIN_SPREAD_HU)
+    return np.abs(smooth - median) / max(float(spread), _MIN_SPREAD_HU)
 
 
 def tune(
     cases: Sequence[LabeledCase], settings: Thresholding = Thresholding(), *, min_iou: float = 0.1
 ) -> Thresholding:
-    """Choose cut and minimum size by the F1 of lesions found on labeled cases; without any tumor, keep the settings.
+    """Choose cut and minimum size by lesion-wise F1 on labeled cases; without any tumor, keep the settings.
 
-    A lesion is found when a prediction is assigned to it with at least `min_iou`; predictions that touch a tumor
-    without being assigned count neither way. Among equals the choice closest to the given cut wins.
+    A lesion is found if a prediction is assigned to it with at least `min_iou`; predictions that touch a tumor
+    without being assigned count neither way. Among equals, the choice closest to the given cut wins.
     """
     if not any(case.tumor.any() for case in cases):
         return settings
     cropped = [_cropped(case) for case in cases]
     deviations = [deviation(case.image_hu, case.host, case.spacing_mm, settings) for case in cropped]
     scores = {}
-    for cut, diameter in itertools.product(CUTS, MIN_DIAMETERS_MM):
+    for cut, diameter in itertools.product(_CUTS, _MIN_DIAMETERS_MM):
         counts = [_count(d, case, cut, diameter, min_iou) for d, case in zip(deviations, cropped)]
         found, false, missed = np.sum(counts, axis=0)
         scores[cut, diameter] = (2 * found / max(2 * found + false + missed, 1), -abs(cut - settings.cut), diameter)
@@ -156,7 +156,7 @@ def _count(
 def _without_vessels(
     hu: Float[np.ndarray, "z y x"], radius_mm: float, spacing_mm: tuple[float, ...]
 ) -> Float[np.ndarray, "z y x"]:
-    """Open bright structures away into which a ball of this radius does not fit."""
+    """Remove bright structures that a ball of this radius does not fit into, by opening."""
     reach = [int(radius_mm / step) for step in spacing_mm]
     grid = np.meshgrid(*(np.arange(-n, n + 1) * step for n, step in zip(reach, spacing_mm)), indexing="ij")
     return opening(hu, footprint=sum(axis**2 for axis in grid) <= radius_mm**2)
@@ -167,12 +167,12 @@ def _least_voxels(diameter_mm: float, spacing_mm: tuple[float, ...]) -> int:
 
 
 def _box(host: Bool[np.ndarray, "z y x"]) -> tuple[slice, ...]:
-    """Give the organ's bounds and a voxel around them; an absent organ's are everything."""
+    """Return the organ's bounds with a margin of one voxel, or everything if there is no organ."""
     bounds = get_bbox_from_mask(host) if host.any() else [[0, size] for size in host.shape]
     return bounding_box_to_slice(pad_bbox(bounds, 1, host.shape))
 
 
-class Loaded(NamedTuple):
+class RawCase(NamedTuple):
     """One raw case."""
 
     name: str
@@ -180,42 +180,50 @@ class Loaded(NamedTuple):
     label: Integer[np.ndarray, "z y x"]
 
 
-def run_threshold(place: Place, trial: Trial, run: Run) -> float:
-    """Tune the threshold on the run's training cases, apply it to the test cases, and return the seconds taken."""
-    start, raw = time.monotonic(), place.images.parent
-    training = list(_load(raw / "imagesTr", raw / "labelsTr", place, run.training))
-    tuned = {pair: tune([_labeled(case, pair) for case in training]) for pair in place.labels.pairs}
+def run_threshold(context: StudyContext, trial: Trial, fold: FoldCases) -> float:
+    """Tune the threshold on the fold's training cases, apply it to the test cases, and return the seconds taken."""
+    start, raw = time.monotonic(), context.test.images.parent
+    training = list(_load(raw / "imagesTr", raw / "labelsTr", context, fold.training))
+    tuned = {pair: tune([_labeled(case, pair) for case in training]) for pair in context.test.labels.pairs}
     scores = [
-        _score(case, pair, settings, place)
-        for case in _load(place.images, place.references, place, None)
+        _score(case, pair, settings, context)
+        for case in _load(context.test.images, context.test.references, context, None)
         for pair, settings in tuned.items()
     ]
-    save_scores(place, trial, scores, time.monotonic() - start)
-    return seconds(place, trial)
+    save_scores(context, trial, scores, time.monotonic() - start)
+    return seconds(context, trial)
 
 
-def _load(images: Path, labels: Path, place: Place, names: tuple[str, ...] | None) -> Iterator[Loaded]:
-    ending = place.labels.file_ending
+def _load(images: Path, labels: Path, context: StudyContext, names: tuple[str, ...] | None) -> Iterator[RawCase]:
+    ending = context.test.labels.file_ending
     for path in sorted(labels.glob(f"*{ending}")):
         name = path.name.removesuffix(ending)
         if names is None or name in names:
             label = read_label(path).array.astype(np.int32)
-            yield Loaded(name, read_case(images / f"{name}_0000{ending}"), label)
+            yield RawCase(name, read_case(images / f"{name}_0000{ending}"), label)
 
 
 def _host(label: Integer[np.ndarray, "z y x"], pair: Pair) -> Bool[np.ndarray, "z y x"]:
     return np.isin(label, (*pair.host, *pair.tumor))
 
 
-def _labeled(case: Loaded, pair: Pair) -> LabeledCase:
+def _labeled(case: RawCase, pair: Pair) -> LabeledCase:
     tumor = np.isin(case.label, pair.tumor)
     return LabeledCase(case.image.array, _host(case.label, pair), tumor, case.image.spacing_mm)
 
 
-def _score(case: Loaded, pair: Pair, settings: Thresholding, place: Place) -> CaseScore:
+def _score(case: RawCase, pair: Pair, settings: Thresholding, context: StudyContext) -> CaseScore:
     host, spacing_mm = _host(case.label, pair), case.image.spacing_mm
     found = threshold_case(case.image.array, host, spacing_mm, settings)
     prediction = np.where(found.prediction, pair.tumor[0], 0).astype(np.int32)
     return score_case(
-        case.name, case.name, pair, case.label, prediction, spacing_mm, RULE, found.probability, place.labels.ignore
+        case.name,
+        case.name,
+        pair,
+        case.label,
+        prediction,
+        spacing_mm,
+        RULE,
+        found.probability,
+        context.test.labels.ignore,
     )

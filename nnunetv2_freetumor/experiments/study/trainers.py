@@ -7,24 +7,27 @@ import numpy as np
 import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
-from jaxtyping import Float
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from torch import Tensor
 
 from nnunetv2_freetumor import plan
+from nnunetv2_freetumor.experiments.constant import ConstantGenerator
 from nnunetv2_freetumor.experiments.study.copy_paste import CopyPaste, read_bank
-from nnunetv2_freetumor.experiments.study.design import BASELINE, REAL, Order, Run, plans_name, read_order
+from nnunetv2_freetumor.experiments.study.design import (
+    BASELINE,
+    TRAINERS,
+    Assignment,
+    FoldCases,
+    plans_name,
+    read_assignment,
+)
 from nnunetv2_freetumor.synthesis.planter import Planter
-from nnunetv2_freetumor.synthesis.region import Look, Region
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
-from nnunetv2_freetumor.synthesis.volume import mean_of_subvoxels
 from nnunetv2_freetumor.trainer import FreeTumorMixin
 from nnunetv2_freetumor.training.cpu_trainer import PairsOnCpu
 
 SHORT_LEARNING_RATE = 3e-3
 VALIDATION_ITERATIONS = 2
-CONSTANT_HU = -40.0  # contrast of the plain ellipsoids; typical of liver metastases in the portal venous phase
 
 
 class StudyTrainer(PairsOnCpu):
@@ -41,17 +44,17 @@ class StudyTrainer(PairsOnCpu):
         super().initialize()
 
     @property
-    def order(self) -> Order:
+    def order(self) -> Assignment:
         """Read what this arm's plans ask for."""
-        return read_order(self.plans_manager.plans)
+        return read_assignment(self.plans_manager.plans)
 
     @property
-    def order_run(self) -> Run:
+    def order_run(self) -> FoldCases:
         """Find this fold's run."""
         return next(run for run in self.order.runs if run.fold == self.fold)
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Give the run's cases; the dataset's own split stays as it is."""
+        """Return the fold's cases of the study; the dataset's own split stays as it is."""
         return list(self.order_run.training), list(self.order_run.validation)
 
     def configure_optimizers(self) -> Any:
@@ -77,10 +80,10 @@ class nnUNetTrainerFreeTumor_study(FreeTumorMixin, StudyTrainer):
     """Train with synthetic tumors, as the arm's section and order say."""
 
     def make_synthesizer(self, section: plan.Section) -> Planter:
-        """Give the arm's generator and judge to the synthesizer, and the run's seed to its draws."""
+        """Use the arm's generator and judge, and the fold's seed for all draws."""
         section = dataclasses.replace(section, seed=self.order_run.seed)
         if self.order.judged:  # few labels are the point of a study, so the judge's few tumors are no reason to stop
-            judge = f"{REAL}__{plans_name(BASELINE)}__{self.configuration_name}"
+            judge = f"{TRAINERS['real']}__{plans_name(BASELINE)}__{self.configuration_name}"
             section = dataclasses.replace(section, judge=judge, min_judge_tumors=0)
         synthesizer = super().make_synthesizer(section)
         if self.order.generator == "constant":
@@ -110,13 +113,3 @@ class nnUNetTrainerFreeTumor_study_copy_paste(nnUNetTrainerFreeTumor_study):
         training, _ = self.get_tr_and_val_datasets()
         bank = read_bank(training, training.identifiers, plain.section, plain.spacing_mm)
         return CopyPaste(plain.section, plain.spacing_mm, plain.intensity, bank)
-
-
-class ConstantGenerator:
-    """Lower the whole lesion by one constant, with a sharp edge: no texture, no dependence on the host."""
-
-    window_mm = 0.0
-
-    def __call__(self, region: Region, texture: plan.Texture, look: Look) -> Float[Tensor, "x y z"]:
-        """Draw a lesion."""
-        return CONSTANT_HU * mean_of_subvoxels((region.distance_mm < 0).float(), region.subvoxels)

@@ -1,6 +1,6 @@
-"""Run the study's trials: nnU-Net trains, nnU-Net predicts the test cases, every lesion is scored.
+"""Run the study's trials: nnU-Net trains and predicts the test cases, and every lesion is scored.
 
-Each trial leaves a folder with its logs, its predictions and `run.json`; a trial that has one is not run again.
+Each trial leaves a folder with its logs, its predictions and, once it is complete, `run.json`.
 """
 
 import json
@@ -16,32 +16,38 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnunetv2_freetumor.evaluation.command import score_files
 from nnunetv2_freetumor.evaluation.inputs import Labels, open_cohort
 from nnunetv2_freetumor.evaluation.scores import CaseScore, PredictedLesion, ReferenceLesion, Rule, Sweep
+from nnunetv2_freetumor.evaluation.volumes import score_files
 from nnunetv2_freetumor.experiments.steps import end_process, last_lines, program
 from nnunetv2_freetumor.files.cases import check_writable, write_json
 
-DONE = "run.json"
+_DONE = "run.json"
 RULE = Rule(bounds_mm=(10.0, 20.0))
 
 
-class Place(NamedTuple):
-    """Where a study lies, and what its trials share."""
+class HeldOutCases(NamedTuple):
+    """The test cases, which no training sees."""
+
+    images: Path
+    references: Path
+    labels: Labels
+
+
+class StudyContext(NamedTuple):
+    """The study's folder, and what all its trials share."""
 
     root: Path
     dataset: str  # full name
     configuration: str
     device: str
     mirroring: bool  # at test time
-    images: Path
-    references: Path
-    labels: Labels
+    test: HeldOutCases
     environment: dict[str, str]  # of nnU-Net's commands
 
 
 class Trial(NamedTuple):
-    """One arm in one setting with one seed."""
+    """One training to be scored: one arm on the cases of one fold, that is, of one setting with one seed."""
 
     arm: str
     trainer: str  # empty for the arm without learning
@@ -53,46 +59,46 @@ class Trial(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name the trial's folder."""
+        """Return the name of the trial's folder."""
         return trial_name(self.setting, self.arm, self.seed)
 
 
 def trial_name(setting: str, arm: str, seed: int) -> str:
-    """Name a trial's folder."""
+    """Return the name of a trial's folder."""
     return f"{setting.replace(' ', '_')}/{arm}/seed_{seed}"
 
 
 def run_trials(
-    place: Place,
+    context: StudyContext,
     trials: Sequence[Trial],
-    run: Callable[[Place, Trial], float],
-    pool: Executor,
+    run: Callable[[StudyContext, Trial], float],
+    executor: Executor,
     jobs: int,
     hours: float | None,
     after_each: Callable[[], object],
 ) -> list[Trial]:
-    """Run what is not done yet, and give back what no time is left for.
+    """Run the trials that are not finished yet, and return those that no time is left for.
 
     Args:
-        run: runs one trial and gives its seconds.
-        pool: where the trials run.
+        run: runs one trial and returns its seconds.
+        executor: runs the trials.
         jobs: how many at a time.
         hours: start no trial that would likely end later; None: run all.
-        after_each: called when a trial is done.
+        after_each: called after each trial.
 
     Raises:
-        ValueError: a command failed; the text has the end of its log. Other trials that run are finished first.
+        ValueError: a command failed; the text has the end of its log. Trials that are running are finished first.
     """
-    start, waiting = time.monotonic(), [trial for trial in trials if not is_done(place, trial)]
-    taken = [seconds(place, trial) for trial in trials if trial.trainer and is_done(place, trial)]
+    start, waiting = time.monotonic(), [trial for trial in trials if not is_finished(context, trial.name)]
+    taken = [seconds(context, trial) for trial in trials if trial.trainer and is_finished(context, trial.name)]
     total, running = len(waiting), dict[Future[float], Trial]()
     while waiting or running:
         while len(running) < jobs and fits(time.monotonic() - start, taken, hours):
-            trial = next((t for t in waiting if not t.after or is_finished(place, t.after)), None)
+            trial = next((t for t in waiting if not t.after or is_finished(context, t.after)), None)
             if trial is None:
                 break
             waiting.remove(trial)
-            running[pool.submit(run, place, trial)] = trial
+            running[executor.submit(run, context, trial)] = trial
         if not running:
             break
         for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -104,86 +110,81 @@ def run_trials(
 
 
 def fits(elapsed_s: float, taken_s: Sequence[float], hours: float | None) -> bool:
-    """Tell whether one more trial would likely end in time."""
+    """Return whether one more trial would likely end in time."""
     return hours is None or elapsed_s + (median(taken_s) if taken_s else 0.0) <= 3600 * hours
 
 
-def run_trial(place: Place, trial: Trial) -> float:
-    """Train, predict and score one trial, and return its seconds; a training that was stopped goes on.
+def run_trial(context: StudyContext, trial: Trial) -> float:
+    """Train, predict and score one trial, and return its seconds; a stopped training is continued.
 
     Raises:
         ValueError: a command failed; the text has the end of its log.
     """
-    start, folder = time.monotonic(), check_writable(place.root / "runs" / trial.name)
-    if not (_model(place, trial) / "checkpoint_final.pth").is_file():
-        _call(place, folder / "train.log", _train_command(place, trial))
+    start, folder = time.monotonic(), check_writable(context.root / "runs" / trial.name)
+    if not (_model(context, trial) / "checkpoint_final.pth").is_file():
+        _call(context, folder / "train.log", _train_command(context, trial))
     predictions = folder / "predictions"
-    _call(place, folder / "predict.log", _predict_command(place, trial, predictions))
-    save_scores(place, trial, score_predictions(place, predictions), time.monotonic() - start)
+    _call(context, folder / "predict.log", _predict_command(context, trial, predictions))
+    save_scores(context, trial, score_predictions(context, predictions), time.monotonic() - start)
     for file in (*predictions.glob("*.npz"), *predictions.glob("*.pkl")):
-        file.unlink()  # large, and what the study needs of them has been read
-    shutil.rmtree(_model(place, trial) / "validation", ignore_errors=True)
-    return seconds(place, trial)
+        file.unlink()  # large, and no longer needed
+    shutil.rmtree(_model(context, trial) / "validation", ignore_errors=True)
+    return seconds(context, trial)
 
 
-def score_predictions(place: Place, predictions: Path) -> list[CaseScore]:
+def score_predictions(context: StudyContext, predictions: Path) -> list[CaseScore]:
     """Score a folder of predictions of the test cases."""
-    cohort = open_cohort(place.references, predictions, place.labels)
-    return [score for files in cohort.files for score in score_files(files, place.labels, RULE)]
+    cohort = open_cohort(context.test.references, predictions, context.test.labels)
+    return [score for files in cohort.files for score in score_files(files, context.test.labels, RULE)]
 
 
-def save_scores(place: Place, trial: Trial, scores: Sequence[CaseScore], taken_s: float) -> None:
-    """Note a trial as done."""
-    folder = check_writable(place.root / "runs" / trial.name)
-    write_json({"seconds": taken_s, "scores": scores_to_json(scores)}, folder / DONE)
+def save_scores(context: StudyContext, trial: Trial, scores: Sequence[CaseScore], taken_s: float) -> None:
+    """Write a trial's scores, which marks it as done."""
+    folder = check_writable(context.root / "runs" / trial.name)
+    write_json({"seconds": taken_s, "scores": scores_to_json(scores)}, folder / _DONE)
 
 
-def load_scores(place: Place, trial: Trial) -> list[CaseScore]:
-    """Read what a finished trial scored."""
-    return scores_from_json(_note(place, trial)["scores"])
+def load_scores(context: StudyContext, trial: Trial) -> list[CaseScore]:
+    """Read the scores of a finished trial."""
+    return scores_from_json(_note(context, trial)["scores"])
 
 
-def seconds(place: Place, trial: Trial) -> float:
-    """Tell how long a finished trial took."""
-    return _note(place, trial)["seconds"]
+def seconds(context: StudyContext, trial: Trial) -> float:
+    """Read how long a finished trial took."""
+    return _note(context, trial)["seconds"]
 
 
-def is_done(place: Place, trial: Trial) -> bool:
-    """Tell whether a trial was finished by an earlier call."""
-    return is_finished(place, trial.name)
+def is_finished(context: StudyContext, name: str) -> bool:
+    """Return whether the trial of this name is finished."""
+    return (context.root / "runs" / name / _DONE).is_file()
 
 
-def is_finished(place: Place, name: str) -> bool:
-    """Tell whether the trial of this name was finished."""
-    return (place.root / "runs" / name / DONE).is_file()
+def _note(context: StudyContext, trial: Trial) -> dict:
+    return json.loads((context.root / "runs" / trial.name / _DONE).read_text(encoding="utf-8"))
 
 
-def _note(place: Place, trial: Trial) -> dict:
-    return json.loads((place.root / "runs" / trial.name / DONE).read_text(encoding="utf-8"))
+def _model(context: StudyContext, trial: Trial) -> Path:
+    name = f"{trial.trainer}__{trial.plans}__{context.configuration}"
+    return Path(context.environment["nnUNet_results"]) / context.dataset / name / f"fold_{trial.fold}"
 
 
-def _model(place: Place, trial: Trial) -> Path:
-    name = f"{trial.trainer}__{trial.plans}__{place.configuration}"
-    return Path(place.environment["nnUNet_results"]) / place.dataset / name / f"fold_{trial.fold}"
+def _train_command(context: StudyContext, trial: Trial) -> list[str]:
+    words = ["nnUNetv2_train", context.dataset, context.configuration, str(trial.fold), "-tr", trial.trainer]
+    more = ["--c"] if (_model(context, trial) / "checkpoint_latest.pth").is_file() else []
+    return [*words, "-p", trial.plans, "-device", context.device, *more]
 
 
-def _train_command(place: Place, trial: Trial) -> list[str]:
-    words = ["nnUNetv2_train", place.dataset, place.configuration, str(trial.fold), "-tr", trial.trainer]
-    more = ["--c"] if (_model(place, trial) / "checkpoint_latest.pth").is_file() else []
-    return [*words, "-p", trial.plans, "-device", place.device, *more]
+def _predict_command(context: StudyContext, trial: Trial, output: Path) -> list[str]:
+    words = ["nnUNetv2_predict", "-i", str(context.test.images), "-o", str(output), "-d", context.dataset]
+    words += ["-c", context.configuration, "-f", str(trial.fold), "-tr", trial.trainer, "-p", trial.plans]
+    words += [] if context.mirroring else ["--disable_tta", "-step_size", "0.75"]
+    return [*words, "-npp", "1", "-nps", "1", "--save_probabilities", "-device", context.device]
 
 
-def _predict_command(place: Place, trial: Trial, output: Path) -> list[str]:
-    words = ["nnUNetv2_predict", "-i", str(place.images), "-o", str(output), "-d", place.dataset]
-    words += ["-c", place.configuration, "-f", str(trial.fold), "-tr", trial.trainer, "-p", trial.plans]
-    words += [] if place.mirroring else ["--disable_tta", "-step_size", "0.75"]
-    return [*words, "-npp", "1", "-nps", "1", "--save_probabilities", "-device", place.device]
-
-
-def _call(place: Place, log: Path, words: list[str]) -> None:
+def _call(context: StudyContext, log: Path, words: list[str]) -> None:
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(
-            [*program(words[0]), *words[1:]], stdout=stream, stderr=subprocess.STDOUT, env=place.environment
+            [*program(words[0]), *words[1:]], stdout=stream, stderr=subprocess.STDOUT, env=context.environment
         )
         try:
             process.wait()
@@ -196,7 +197,7 @@ def _call(place: Place, log: Path, words: list[str]) -> None:
 
 
 def scores_to_json(scores: Sequence[CaseScore]) -> list[dict[str, Any]]:
-    """Turn scores into what `json.dump` takes; NaN becomes null."""
+    """Convert scores for `json.dump`; NaN becomes null."""
     return [
         _without_nan(score._asdict())
         | {
@@ -209,7 +210,7 @@ def scores_to_json(scores: Sequence[CaseScore]) -> list[dict[str, Any]]:
 
 
 def scores_from_json(data: Sequence[dict[str, Any]]) -> list[CaseScore]:
-    """Read what `to_json` wrote."""
+    """Convert back what `scores_to_json` returned."""
     return [
         CaseScore(
             **_with_nan(item)

@@ -26,17 +26,17 @@ CHANGES = {
     "judge_weight": 0.0,
 }
 SMALL = {
-    "PHANTOMS": 2,
+    "_PHANTOM_CASES": 2,
     "VARIANTS": 1,
     "CPU_CHANGES": CHANGES,
-    "FINE": {"spacing": [6.0, 3.0, 3.0], "patch_size": [16, 32, 32], "batch_size": 2},
+    "_FINE": {"spacing": [6.0, 3.0, 3.0], "patch_size": [16, 32, 32], "batch_size": 2},
     "write_cohort": functools.partial(write_cohort, pixel_mm=(3.0, 3.0), slice_mm=(6.0, 6.0)),
 }
 
 
 @pytest.fixture
 def real(tmp_path):
-    """Give a CT and its label map, the liver without tumors."""
+    """Return a CT and its label map, the liver without tumors."""
     image, host = scan()
     files = [tmp_path / "ct.nii.gz", tmp_path / "liver.nii.gz"]
     for array, path in zip((image.array, host.astype("uint8")), files):

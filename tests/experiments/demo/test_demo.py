@@ -11,7 +11,14 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2_freetumor.experiments import steps
 from nnunetv2_freetumor.experiments.demo import command, report, trainer
 from nnunetv2_freetumor.experiments.phantom.cohort import write_cohort
-from nnunetv2_freetumor.experiments.steps import FEATURES, Runner, Step, add_coarse_configuration, program, progress
+from nnunetv2_freetumor.experiments.steps import (
+    COARSE_FEATURES,
+    Runner,
+    Step,
+    add_coarse_configuration,
+    program,
+    progress,
+)
 from nnunetv2_freetumor.pages.slices import cohort_figure
 from nnunetv2_freetumor.startup import EXT_TRAINER, VARIABLE
 
@@ -57,7 +64,7 @@ def test_the_coarse_configuration_inherits_from_nnunets_own_with_a_smaller_netwo
     plans = {"configurations": {"3d_fullres": {"spacing": [1, 1, 1], "architecture": arch}}}
     path = tmp_path / "plans.json"
     path.write_text(json.dumps(plans))
-    add_coarse_configuration(path, FEATURES)
+    add_coarse_configuration(path, COARSE_FEATURES)
     changed = json.loads(path.read_text())["configurations"]
     assert changed["3d_fullres"] == plans["configurations"]["3d_fullres"]
     coarse = changed["3d_coarse"]
@@ -66,7 +73,7 @@ def test_the_coarse_configuration_inherits_from_nnunets_own_with_a_smaller_netwo
 
 
 def _evaluation():
-    """Give one pair of evaluation.json: a case with one lesion found, one missed and a false alarm, and a free one."""
+    """Return one pair of evaluation.json: a case with a found and a missed lesion and a false positive, one without."""
     estimate = {"value": 0.5, "low": 0.1, "high": 0.9, "count": 2}
     missing = {"value": None, "low": None, "high": None, "count": 0}
     alarm = [{"kind": "false positive"}, {"kind": "true positive"}, {"kind": "touching"}]
@@ -90,16 +97,11 @@ def test_the_page_needs_no_other_file_and_says_what_it_is_not(tmp_path):
     images = sorted((tmp_path / "raw" / "imagesTr").glob("*.nii.gz"))
     picture.write_bytes(cohort_figure(images, tmp_path / "raw" / "labelsTr"))
     contents = report.Contents(
-        evaluation=_evaluation(),
-        evaluation_folder="evaluation",
-        rule={"min_iou": 0.1},
-        training_images=images,
-        test_images=tmp_path / "raw" / "imagesTs",
-        references=case.parent,
-        predictions=case.parent,
-        preview=picture,
-        first_batch=tmp_path / "not there.png",
-        curve=picture,
+        evaluation=report.PairEvaluation(_evaluation(), rule={"min_iou": 0.1}, folder="evaluation"),
+        scans=report.Scans(
+            training=images, test=tmp_path / "raw" / "imagesTs", references=case.parent, predictions=case.parent
+        ),
+        planting=report.PlantingPictures(preview=picture, first_batch=tmp_path / "not there.png", curve=picture),
         steps=[("plan", "nnUNetv2_plan", 30.0), ("train", "nnUNetv2_train", 90.0)],
         prior_sources=["9 measured tumors"],
     )
@@ -114,9 +116,9 @@ def test_the_page_needs_no_other_file_and_says_what_it_is_not(tmp_path):
 
 
 def test_the_demos_trainer_is_found_and_as_long_as_the_progress_bar_says(monkeypatch):
-    assert f"= {command.EPOCHS}, " in inspect.getsource(getattr(trainer, command.TRAINER).initialize)
+    assert f"= {command.EPOCHS}, " in inspect.getsource(getattr(trainer, command.DEMO_TRAINER).initialize)
     monkeypatch.setenv(VARIABLE, EXT_TRAINER)
-    assert recursive_find_trainer_class_by_name(command.TRAINER) is getattr(trainer, command.TRAINER)
+    assert recursive_find_trainer_class_by_name(command.DEMO_TRAINER) is getattr(trainer, command.DEMO_TRAINER)
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path):
@@ -135,13 +137,13 @@ class nnUNetTrainerFreeTumor_shorter(nnUNetTrainerFreeTumor_demo):
         self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 3, 1
 """
 SHORT = {
-    "TRAINER": "nnUNetTrainerFreeTumor_shorter",
+    "DEMO_TRAINER": "nnUNetTrainerFreeTumor_shorter",
     "EPOCHS": 1,
-    "TRAINING_CASES": 5,
-    "TEST_CASES": 1,
-    "PIXEL_MM": (3.0, 3.0),
-    "SLICE_MM": (6.0, 6.0),
-    "FEATURES": [4, 8, 8],
+    "_TRAINING_CASES": 5,
+    "_TEST_CASES": 1,
+    "_PIXEL_MM": (3.0, 3.0),
+    "_SLICE_MM": (6.0, 6.0),
+    "COARSE_FEATURES": [4, 8, 8],
     "COARSE": {"spacing": [8.0, 5.0, 5.0], "patch_size": [16, 32, 32], "batch_size": 2},
 }
 

@@ -83,11 +83,11 @@ def test_each_real_scan_gives_variants_and_the_dataset_says_that_no_tumor_is_rea
 
 def test_what_cannot_be_grown_in_is_named(tmp_path):
     raw = dataset(tmp_path)
-    with pytest.raises(ValueError, match="empty.nii.gz holds no voxel of label 1, the liver"):
+    with pytest.raises(ValueError, match="empty.nii.gz has no voxel of label 1, the liver"):
         command.write_grown_cases(raw, [(tmp_path / "ct.nii.gz", tmp_path / "empty.nii.gz")])
-    with pytest.raises(ValueError, match="--real takes pairs of files, CT LABEL CT LABEL ..., but there are 3"):
+    with pytest.raises(ValueError, match="--real takes pairs of files, CT LABEL CT LABEL ..., but 3 were given"):
         command.make_bundled_command(tmp_path, ["a", "b", "c"], "someone")
-    with pytest.raises(ValueError, match=re.escape("--attribution is missing: a card must say whose CT")):
+    with pytest.raises(ValueError, match=re.escape("--attribution is missing: the card must give source and license")):
         command.make_bundled_command(tmp_path, ["a", "b"])
 
 

@@ -39,7 +39,7 @@ MEDIAN_HU = {  # bounds by phase
 
 @pytest.fixture(scope="module", params=MEDIAN_HU)
 def phantom(request):
-    """Give one coarse case of each phase with two large tumors."""
+    """Return one coarse case of each phase with two large tumors."""
     return make_phantom(3, lesions=2, phase=request.param, family="budding", **LARGE)
 
 
@@ -60,9 +60,9 @@ def test_tumors_lie_inside_the_liver_and_stand_out_from_it_as_the_phase_has_it(p
 def test_lesions_are_reported_where_and_as_large_as_the_label_has_them(phantom):
     for lesion in phantom.lesions:
         voxels = np.argwhere(phantom.tumor == lesion.number)
-        center = np.asarray(phantom.origin_mm) + voxels.mean(0) * phantom.spacing_mm
+        center = np.asarray(phantom.grid.origin_mm) + voxels.mean(0) * phantom.grid.spacing_mm
         assert np.allclose(lesion.center_mm, center[::-1])
-        volume = len(voxels) * np.prod(phantom.spacing_mm)
+        volume = len(voxels) * np.prod(phantom.grid.spacing_mm)
         assert np.isclose(lesion.diameter_mm, (6 * volume / np.pi) ** (1 / 3))
         assert 15 < lesion.diameter_mm < 34
 
@@ -71,7 +71,7 @@ def test_the_air_around_and_the_marrow_inside_are_what_they_are(phantom):
     assert phantom.image.dtype == np.int16
     assert np.median(phantom.image[:, :3, :3]) < -980
     assert np.median(phantom.image[phantom.organ == ORGANS["bone"]]) > 150
-    assert (phantom.organ == ORGANS["pancreas"]).sum() * np.prod(phantom.spacing_mm) > 20_000
+    assert (phantom.organ == ORGANS["pancreas"]).sum() * np.prod(phantom.grid.spacing_mm) > 20_000
 
 
 def test_the_same_seed_gives_the_same_voxels_and_another_seed_gives_another_patient():
@@ -289,10 +289,10 @@ def test_a_cohort_can_have_more_tumors_and_no_tumor_free_cases(tmp_path, monkeyp
     asked = []
     monkeypatch.setattr(phantom_cohort, "_fill", asked.append)
     write_cohort(tmp_path, 40, lesions=(3, 6), tumor_free_every=0)
-    assert {order.lesions for order in asked} == {3, 4, 5, 6}
+    assert {spec.lesions for spec in asked} == {3, 4, 5, 6}
     asked.clear()
     write_cohort(tmp_path, 40, tumor_free_every=10)
-    assert [order.lesions for order in asked].count(0) == 4
+    assert [spec.lesions for spec in asked].count(0) == 4
 
 
 @pytest.mark.parametrize(

@@ -19,17 +19,18 @@ from nnunetv2_freetumor.experiments.realism.classifier import (
     Votes,
     assess,
     auc_of,
-    compare,
+    compare_generators,
     forest,
     halves,
     vote,
 )
 from nnunetv2_freetumor.experiments.realism.command import realism_command
 from nnunetv2_freetumor.experiments.realism.contestants import make_contestants
-from nnunetv2_freetumor.experiments.realism.data import find_cases, make_phantoms, read_prior
-from nnunetv2_freetumor.experiments.realism.features import FEATURES, SHAPE, describe_shape, measure_lesion
-from nnunetv2_freetumor.experiments.realism.pairs import Setup, collect, make_target
+from nnunetv2_freetumor.experiments.realism.data import find_cases, make_phantoms, prior_by_name
+from nnunetv2_freetumor.experiments.realism.features import FEATURES, SHAPE_FEATURES, describe_shape, measure_lesion
+from nnunetv2_freetumor.experiments.realism.pairs import Pairing, collect
 from nnunetv2_freetumor.files.cases import Case, write_case
+from nnunetv2_freetumor.offline.one_case import make_target
 from nnunetv2_freetumor.offline.planting import plant
 from nnunetv2_freetumor.synthesis.texture import TextureGenerator
 
@@ -43,8 +44,8 @@ SIZES_MM = (11.0, 13.0, 15.0, 17.0)
 @pytest.fixture(autouse=True)
 def small_forest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Grow few trees, so that the tests stay fast."""
-    monkeypatch.setattr(classifier, "TREES", 40)
-    monkeypatch.setattr(classifier, "SHUFFLES", 1)
+    monkeypatch.setattr(classifier, "_TREES", 40)
+    monkeypatch.setattr(classifier, "_SHUFFLES", 1)
 
 
 def _ball(diameter_mm: float, shape=SHAPE_ZYX, spacing_mm=SPACING_MM) -> np.ndarray:
@@ -76,7 +77,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             for array, path in zip((hu, np.ones(SHAPE_ZYX, np.uint8)), where)
         )
         for lesion, size in enumerate(SIZES_MM):
-            section = Setup(target, 1000 * patient + lesion + 7).section(size)
+            section = Pairing(target, 1000 * patient + lesion + 7).section(size)
             planting = plant(scan, label, section, 1, torch.device("cpu"), TextureGenerator())
             scan, label = planting.image, planting.label
         write_case(scan, images / f"p{patient}_0000.nii.gz")
@@ -99,7 +100,7 @@ def test_shape_is_measured_as_the_real_tumors_were():
     spec.loader.exec_module(reference)
     lesion = _ball(16.0) | np.roll(_ball(9.0), 5, axis=2)
     theirs = reference.measure(lesion[ndimage.find_objects(lesion.astype(int))[0]], SPACING_MM)
-    mine = dict(zip(SHAPE, describe_shape(lesion, np.array(SPACING_MM))))
+    mine = dict(zip(SHAPE_FEATURES, describe_shape(lesion, np.array(SPACING_MM))))
     assert math.exp(mine["ln volume mm3"]) == pytest.approx(theirs["volume_mm3"])
     for name, key in (
         ("elongation", "elongation_2_1"),
@@ -165,8 +166,8 @@ def test_two_generators_are_compared_on_the_same_lesions():
     rng, patient = np.random.default_rng(1), np.repeat(np.arange(10), 4)
     clear = Votes(rng.uniform(0.6, 1, 40), rng.uniform(0, 0.4, 40))
     unclear = Votes(rng.uniform(0, 1, 40), rng.uniform(0, 1, 40))
-    assert compare(clear, clear, patient, 0).value == 0
-    found = compare(clear, unclear, patient, 0)
+    assert compare_generators(clear, clear, patient, 0).value == 0
+    found = compare_generators(clear, unclear, patient, 0)
     assert found.value == pytest.approx(auc_of(clear, patient, 0).value - auc_of(unclear, patient, 0).value)
     assert found.low > 0 and found.p < 0.01
 
@@ -181,13 +182,13 @@ def test_halves_pair_real_lesions_of_the_same_patient():
 
 def test_partners_have_the_size_of_the_real_lesion_and_are_the_same_for_all_generators(cohort, tmp_path):
     one = find_cases(*cohort, None, 1)[0]
-    setup = Setup(make_target(priors.load("liver"), (1,), 2), 3)
+    pairing = Pairing(make_target(priors.load("liver"), (1,), 2), 3)
     texture, constant = make_contestants(["texture", "constant"], "liver", 0)
-    real, drawn, flat = (collect(one, source, setup, tmp_path, "cpu") for source in (None, texture, constant))
+    real, drawn, flat = (collect(one, source, pairing, tmp_path, "cpu") for source in (None, texture, constant))
     assert len(real.features) == LESIONS
     assert np.abs(np.log(drawn.diameter_mm / real.diameter_mm)).max() <= 0.15
     assert np.array_equal(drawn.outlines, flat.outlines) and not np.array_equal(drawn.tiles_hu, flat.tiles_hu)
-    shape = [FEATURES.index(name) for name in SHAPE]
+    shape = [FEATURES.index(name) for name in SHAPE_FEATURES]
     assert np.array_equal(drawn.features[:, shape], flat.features[:, shape])
 
 
@@ -195,15 +196,15 @@ def test_what_was_measured_is_read_again_unless_something_changed(cohort, tmp_pa
     one = find_cases(*cohort, None, 1)[0]
     target = make_target(priors.load("liver"), (1,), 2)
     (texture,) = make_contestants(["texture"], "liver", 0)
-    first = collect(one, texture, Setup(target, 3), tmp_path, "cpu")
+    first = collect(one, texture, Pairing(target, 3), tmp_path, "cpu")
     never = texture._replace(build=lambda device: pytest.fail("it was measured before"))
-    again = collect(one, never, Setup(target, 3), tmp_path, "cpu")
+    again = collect(one, never, Pairing(target, 3), tmp_path, "cpu")
     assert all(np.array_equal(a, b) for a, b in zip(first, again))
-    other = collect(one, texture, Setup(target, 4), tmp_path, "cpu")
+    other = collect(one, texture, Pairing(target, 4), tmp_path, "cpu")
     assert not np.array_equal(first.features, other.features)
     for file in tmp_path.rglob("*.npz"):
         file.write_bytes(file.read_bytes()[:200])
-    assert np.array_equal(collect(one, texture, Setup(target, 3), tmp_path, "cpu").features, first.features)
+    assert np.array_equal(collect(one, texture, Pairing(target, 3), tmp_path, "cpu").features, first.features)
 
 
 @pytest.mark.slow
@@ -239,11 +240,11 @@ def test_phantoms_that_are_there_are_not_made_again(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("nnunetv2_freetumor.experiments.phantom.cohort._fill", asked.append)
     make_phantoms(tmp_path, 3, 1)
-    assert len(asked) == 3 and {order.options["family"] for order in asked} == {"invading"}
+    assert len(asked) == 3 and {spec.options["family"] for spec in asked} == {"invading"}
     (tmp_path / "phantoms" / "labelsTs" / "test_001.nii.gz").touch()
     asked.clear()
     make_phantoms(tmp_path, 4, 1)
-    assert [order.name for order in asked] == ["test_000", "test_002", "test_003"]
+    assert [spec.case for spec in asked] == ["test_000", "test_002", "test_003"]
     (tmp_path / "phantoms" / "made_with.json").write_text("{}")
     with pytest.raises(ValueError, match="phantoms that were made with other settings. Choose another folder with -o"):
         make_phantoms(tmp_path, 3, 1)
@@ -254,14 +255,14 @@ def test_a_prior_can_come_from_a_plans_file(tmp_path):
     section = plan.Section(targets=(make_target(prior, (1,), 2),), labels={}, plans_hash="")
     path = tmp_path / "plans.json"
     path.write_text(json.dumps({plan.SECTION: plan.to_json(section)}))
-    assert read_prior(str(path), 2) == prior
+    assert prior_by_name(str(path), 2) == prior
     with pytest.raises(ValueError, match=r"has no target with --tumor 3, only 2 \(liver\)"):
-        read_prior(str(path), 3)
+        prior_by_name(str(path), 3)
     path.write_text("{}")
     with pytest.raises(ValueError, match="has no freetumor section. Run 'nnUNetv2_freetumor plan'"):
-        read_prior(str(path), 2)
-    with pytest.raises(ValueError, match="must be a plans file, but there is none"):
-        read_prior(str(tmp_path / "none.json"), 2)
+        prior_by_name(str(path), 2)
+    with pytest.raises(ValueError, match="must be a plans file or a bundled prior such as liver, but there is no file"):
+        prior_by_name(str(tmp_path / "none.json"), 2)
 
 
 @pytest.mark.parametrize(
@@ -275,10 +276,10 @@ def test_a_prior_can_come_from_a_plans_file(tmp_path):
         ({"tumor": 5}, "20 or more tumors .label 5.* they hold 0 tumors, 0 of them with room. Check --tumor"),
         ({"host": [9]}, "has no voxel of host 9, only the labels 1, 2"),
         ({"cases": 3}, "--cases must be 8 or more, but it is 3"),
-        ({"generators": ["nonsense"]}, "no generator named 'nonsense'.*may also be texture, constant"),
-        ({"generators": ["texture", "texture"]}, "--generators must name each generator once"),
+        ({"generators": ["nonsense"]}, "no generator named 'nonsense'.*Also possible: texture, constant"),
+        ({"generators": ["texture", "texture"]}, "--generators must name at least one generator and each only once"),
         ({"prior": "nose"}, "nose"),
-        ({"images": None, "labels": None}, "--host and --tumor are those of -i and -l"),
+        ({"images": None, "labels": None}, "--host and --tumor belong to -i and -l"),
     ],
 )
 def test_wrong_input_is_refused_with_a_way_out(wrong, text, cohort, tmp_path):
@@ -295,11 +296,11 @@ def test_too_few_patients_and_missing_images_are_refused(cohort, tmp_path):
     with pytest.raises(ValueError, match=r"must hold label maps CASE.nii.gz, but it holds none"):
         find_cases(images, few, None, None)
     (few / "p0.nii.gz").write_bytes((labels / "p0.nii.gz").read_bytes())
-    with pytest.raises(ValueError, match="tumors of 8 or more patients, but there are 1"):
+    with pytest.raises(ValueError, match="tumors of 8 or more patients are needed, but there are 1"):
         realism_command(tmp_path / "out", str(images), str(few), host=[1], tumor=2, device="cpu")
     with pytest.raises(ValueError, match="lacks p0"):
         find_cases(images, few, {"other": "a"}, None)
     (few / "stray.nii.gz").touch()
     with pytest.raises(ValueError, match="stray_0000.nii.gz is missing"):
         find_cases(images, few, None, None)
-    assert command.PHANTOM_CASES == 24
+    assert command._PHANTOM_CASES == 24

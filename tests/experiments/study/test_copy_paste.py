@@ -39,7 +39,7 @@ class Cases(dict):
     """Stand in for nnU-Net's preprocessed dataset."""
 
     def load_case(self, identifier):
-        """Give image and segmentation with a channel axis, then what is not needed."""
+        """Return image and segmentation with a channel axis, then what is not needed."""
         image, label = self[identifier]
         return image[None], label[None], None, {}
 
@@ -51,7 +51,7 @@ def ball(shape, center, radius_mm):
 
 
 def training_case():
-    """Give a case with two tumors of 40 and 55 HU in an organ of 100 HU, the second close to the air of -1000 HU."""
+    """Return a case with two tumors of 40 and 55 HU in an organ of 100 HU, the second close to the air of -1000 HU."""
     shape = (24, 40, 40)
     image, label = np.full(shape, -1000.0, dtype=np.float32), np.zeros(shape, dtype=np.int8)
     image[4:20, 4:36, 4:36], label[4:20, 4:36, 4:36] = 100.0, ORGAN
@@ -63,7 +63,7 @@ def training_case():
 
 @pytest.fixture
 def bank():
-    """Give the two tumors of the training case."""
+    """Return the two tumors of the training case."""
     return read_bank(Cases(a=training_case()), ["a"], SECTION, SPACING)
 
 

@@ -27,15 +27,15 @@ OPTIONS = {
 def small(monkeypatch):
     """Shrink the phantom cohort."""
     for name, value in {
-        "POOL_CASES": 5,
-        "POOL_TUMOR_FREE_EVERY": 2,
-        "TEST_CASES": 2,
-        "TEST_TUMOR_FREE_EVERY": 2,
-        "TEST_LESIONS": (2, 2),
-        "CROP_MM": 5.0,
-        "PATCH": [16, 32, 32],
-        "FEATURES": [4, 4, 8],
-        "SCANNER": {"pixel_mm": (2.4, 2.5), "slice_mm": (6.0, 7.0)},
+        "_TRAINING_CASES": 5,
+        "_TRAINING_TUMOR_FREE_EVERY": 2,
+        "_TEST_CASES": 2,
+        "_TEST_TUMOR_FREE_EVERY": 2,
+        "_TEST_LESIONS": (2, 2),
+        "_CROP_MM": 5.0,
+        "_PATCH": [16, 32, 32],
+        "_FEATURES": [4, 4, 8],
+        "_SCANNER": {"pixel_mm": (2.4, 2.5), "slice_mm": (6.0, 7.0)},
     }.items():
         monkeypatch.setattr(data, name, value)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # where the package is not installed
@@ -43,10 +43,10 @@ def small(monkeypatch):
         monkeypatch.setenv(name, "restored after the test")
 
 
-def stop_where_the_protocol_is_frozen_and_no_test_case_exists(prepared, wish):
+def stop_where_the_protocol_is_frozen_and_no_test_case_exists(prepared, choice):
     """Stand in for the making of the test cases."""
-    assert (prepared.place.root / "protocol.json").is_file()
-    assert not (prepared.place.images / "test_000_0000.nii.gz").exists()
+    assert (prepared.context.root / "protocol.json").is_file()
+    assert not (prepared.context.test.images / "test_000_0000.nii.gz").exists()
     raise ValueError("far enough")
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from nnunetv2_freetumor.evaluation.inputs import Labels
 from nnunetv2_freetumor.evaluation.scores import CaseScore, Pair, PredictedLesion, ReferenceLesion, Sweep
-from nnunetv2_freetumor.experiments.study import trials as study_runs
-from nnunetv2_freetumor.experiments.study.trials import Place, Trial
+from nnunetv2_freetumor.experiments.study import trials as study_trials
+from nnunetv2_freetumor.experiments.study.trials import HeldOutCases, StudyContext, Trial
 
 SCORE = CaseScore(
     case="test_000",
@@ -28,11 +28,13 @@ SCORE = CaseScore(
 
 
 @pytest.fixture
-def place(tmp_path):
-    """Make a study's place; nothing in it can be trained."""
+def context(tmp_path):
+    """Make a study's context; nothing in it can be trained."""
     labels = Labels((Pair("tumor", (2,), (1,)),), frozenset({0, 1, 2}), None, ".nii.gz", ((0,), (1,), (2,)))
     environment = {"nnUNet_results": str(tmp_path / "results")}
-    return Place(tmp_path, "Dataset001_A", "3d_fullres", "cpu", False, Path("im"), Path("la"), labels, environment)
+    return StudyContext(
+        tmp_path, "Dataset001_A", "3d_fullres", "cpu", False, HeldOutCases(Path("im"), Path("la"), labels), environment
+    )
 
 
 def trials(count):
@@ -40,91 +42,91 @@ def trials(count):
     return [Trial("texture", "Trainer", "freetumor_study_texture", "4 labeled", seed, seed) for seed in range(count)]
 
 
-def pretend(place, trial):
+def pretend(context, trial):
     """Note a trial as done, as a run does, without training."""
-    study_runs.save_scores(place, trial, [SCORE], 60.0)
+    study_trials.save_scores(context, trial, [SCORE], 60.0)
     return 60.0
 
 
-def fail(place, trial):
+def fail(context, trial):
     """Fail as a run does whose command failed."""
     raise ValueError("'nnUNetv2_train' ended with code 1")
 
 
-def run(place, wanted, hours=None, function=pretend, jobs=1):
-    """Run trials; gives what is left and how often a report was written."""
+def run(context, wanted, hours=None, function=pretend, jobs=1):
+    """FoldCases trials; gives what is left and how often a report was written."""
     reports = []
-    with ThreadPoolExecutor(jobs) as pool:
-        left = study_runs.run_trials(place, wanted, function, pool, jobs, hours, lambda: reports.append(1))
+    with ThreadPoolExecutor(jobs) as executor:
+        left = study_trials.run_trials(context, wanted, function, executor, jobs, hours, lambda: reports.append(1))
     return left, len(reports)
 
 
-def test_every_trial_is_run_once_and_reported(place):
-    assert run(place, trials(3), jobs=2) == ([], 3)
-    assert run(place, trials(3)) == ([], 0)
-    assert run(place, trials(4)) == ([], 1)
+def test_every_trial_is_run_once_and_reported(context):
+    assert run(context, trials(3), jobs=2) == ([], 3)
+    assert run(context, trials(3)) == ([], 0)
+    assert run(context, trials(4)) == ([], 1)
 
 
-def test_no_trial_starts_that_would_end_after_the_budget(place):
-    run(place, trials(1))
-    left, _ = run(place, trials(3), hours=30 / 3600)  # a trial takes 60 s
+def test_no_trial_starts_that_would_end_after_the_budget(context):
+    run(context, trials(1))
+    left, _ = run(context, trials(3), hours=30 / 3600)  # a trial takes 60 s
     assert [trial.seed for trial in left] == [1, 2]
 
 
-def test_the_first_trial_runs_whatever_it_takes(place):
-    left, _ = run(place, trials(3), hours=0.001)
+def test_the_first_trial_runs_whatever_it_takes(context):
+    left, _ = run(context, trials(3), hours=0.001)
     assert len(left) == 2
 
 
-def test_a_judged_trial_waits_until_its_judge_has_been_trained(place):
+def test_a_judged_trial_waits_until_its_judge_has_been_trained(context):
     started, looked = [], threading.Event()
 
-    def slow(place, trial):
-        started.append((trial.arm, study_runs.is_finished(place, "4_labeled/real/seed_0")))
+    def slow(context, trial):
+        started.append((trial.arm, study_trials.is_finished(context, "4_labeled/real/seed_0")))
         if trial.arm == "texture":
             looked.set()
         assert trial.arm != "real" or looked.wait(60)
-        return pretend(place, trial)
+        return pretend(context, trial)
 
     real = trials(1)[0]._replace(arm="real")
     judged = trials(1)[0]._replace(arm="texture_judged", after=real.name)
     other = trials(1)[0]
-    assert run(place, [judged, real, other], function=slow, jobs=2) == ([], 3)
+    assert run(context, [judged, real, other], function=slow, jobs=2) == ([], 3)
     assert sorted(started) == [("real", False), ("texture", False), ("texture_judged", True)]
 
 
-def test_a_failed_command_ends_the_study_with_its_text(place):
+def test_a_failed_command_ends_the_study_with_its_text(context):
     with pytest.raises(ValueError, match="ended with code 1"):
-        run(place, trials(2), function=fail)
+        run(context, trials(2), function=fail)
 
 
-def test_scores_survive_the_file(place):
-    pretend(place, trials(1)[0])
-    (read,) = study_runs.load_scores(place, trials(1)[0])
+def test_scores_survive_the_file(context):
+    pretend(context, trials(1)[0])
+    (read,) = study_trials.load_scores(context, trials(1)[0])
     assert np.array_equal(read.sweep.found, SCORE.sweep.found)
     assert math.isnan(read.surface_dice) and math.isnan(read.lesions[0].surface_distance_mm)
-    assert study_runs.scores_to_json([read]) == study_runs.scores_to_json([SCORE])
+    assert study_trials.scores_to_json([read]) == study_trials.scores_to_json([SCORE])
 
 
-def test_the_commands_are_what_a_user_would_type(place):
+def test_the_commands_are_what_a_user_would_type(context):
     (trial,) = trials(1)
-    assert " ".join(study_runs._train_command(place, trial)) == (
+    assert " ".join(study_trials._train_command(context, trial)) == (
         "nnUNetv2_train Dataset001_A 3d_fullres 0 -tr Trainer -p freetumor_study_texture -device cpu"
     )
-    assert " ".join(study_runs._predict_command(place, trial, Path("out"))) == (
+    assert " ".join(study_trials._predict_command(context, trial, Path("out"))) == (
         "nnUNetv2_predict -i im -o out -d Dataset001_A -c 3d_fullres -f 0 -tr Trainer -p freetumor_study_texture "
         "--disable_tta -step_size 0.75 -npp 1 -nps 1 --save_probabilities -device cpu"
     )
 
 
-def test_a_stopped_training_goes_on_from_its_checkpoint(place):
+def test_a_stopped_training_goes_on_from_its_checkpoint(context):
     (trial,) = trials(1)
-    model = study_runs._model(place, trial)
+    model = study_trials._model(context, trial)
     model.mkdir(parents=True)
     (model / "checkpoint_latest.pth").touch()
-    assert study_runs._train_command(place, trial)[-1] == "--c"
+    assert study_trials._train_command(context, trial)[-1] == "--c"
 
 
-def test_a_failed_command_shows_the_end_of_its_log(place, tmp_path):
+def test_a_failed_command_shows_the_end_of_its_log(context, tmp_path):
     with pytest.raises(ValueError, match=r"nnUNetv2_train --nonsense' ended with code .*train.log:\n"):
-        study_runs._call(place, tmp_path / "train.log", ["nnUNetv2_train", "--nonsense"])
+        study_trials._call(context, tmp_path / "train.log", ["nnUNetv2_train", "--nonsense"])

@@ -8,16 +8,25 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_freetumor import plan
+from nnunetv2_freetumor.experiments.constant import CONSTANT_HU
 from nnunetv2_freetumor.experiments.study import trainers
 from nnunetv2_freetumor.experiments.study.copy_paste import CopyPaste
-from nnunetv2_freetumor.experiments.study.design import ALL_ARMS, KEY, TEXTURE, Arm, Budget, Run, order_of
+from nnunetv2_freetumor.experiments.study.design import (
+    ALL_ARMS,
+    ASSIGNMENT_KEY,
+    TEXTURE_ARM,
+    Arm,
+    Budget,
+    FoldCases,
+    assignment_of,
+)
 from nnunetv2_freetumor.startup import EXT_TRAINER, VARIABLE
 
 pytest_plugins = ["tiny_trainings"]
 
 pytestmark = pytest.mark.slow
 
-RUNS = (Run(fold=0, setting="1 labeled", seed=5, training=("case_1",), validation=("case_0",)),)
+RUNS = (FoldCases(fold=0, setting="1 labeled", seed=5, training=("case_1",), validation=("case_0",)),)
 
 
 @pytest.fixture
@@ -29,7 +38,7 @@ def make_arm(make_trainer, tiny_dataset):
     def _make(arm: Arm, recipe="short", **section):
         made = make_trainer(getattr(trainers, arm.trainer), **section)
         budget = Budget(epochs=1, iterations=3, recipe=recipe)
-        made.plans_manager.plans[KEY] = plan.to_json(order_of(arm, budget, runs))
+        made.plans_manager.plans[ASSIGNMENT_KEY] = plan.to_json(assignment_of(arm, budget, runs))
         return made
 
     return _make
@@ -61,7 +70,7 @@ def test_the_recipe_chooses_the_optimizer_and_the_mirroring(make_arm, recipe, op
 
 def test_all_arms_of_a_run_start_from_the_same_network(make_arm):
     weights = []
-    for name in ("real", TEXTURE):
+    for name in ("real", TEXTURE_ARM):
         made = make_arm(ALL_ARMS[name])
         made.initialize()
         weights.append(next(made.network.parameters()).detach().clone())
@@ -69,7 +78,7 @@ def test_all_arms_of_a_run_start_from_the_same_network(make_arm):
 
 
 def test_planting_behind_the_intensity_transforms_moves_them_into_the_loader(make_arm):
-    before, behind = make_arm(ALL_ARMS[TEXTURE]), make_arm(ALL_ARMS["after_intensity"])
+    before, behind = make_arm(ALL_ARMS[TEXTURE_ARM]), make_arm(ALL_ARMS["after_intensity"])
     whole = []
     for made in (before, behind):
         made.initialize()
@@ -92,10 +101,10 @@ def test_the_ellipsoids_change_every_voxel_of_a_lesion_by_one_constant(make_arm)
     changed = (
         synthesizer.intensity.to_hu(result.image)[result.label == 2] - synthesizer.intensity.to_hu(image)[0, 0, 0, 0, 0]
     )
-    assert changed.numel() and float(changed.min()) == pytest.approx(trainers.CONSTANT_HU, abs=0.1)
+    assert changed.numel() and float(changed.min()) == pytest.approx(CONSTANT_HU, abs=0.1)
 
 
-@pytest.mark.parametrize("name", ["real", "copy_paste", TEXTURE, "after_intensity"])
+@pytest.mark.parametrize("name", ["real", "copy_paste", TEXTURE_ARM, "after_intensity"])
 def test_an_arm_trains(make_arm, name):
     made = make_arm(ALL_ARMS[name], probability_tumor_free=1.0, probability_tumor_bearing=1.0)
     made.run_training()

@@ -16,7 +16,7 @@ def ball(center, radius_mm):
 
 
 def organ_case(tumors, noise_hu=12.0, seed=0):
-    """Give an organ of 110 HU in fat, with tumors as (center, radius in mm, contrast in HU)."""
+    """Return an organ of 110 HU in fat, with tumors as (center, radius in mm, contrast in HU)."""
     host = np.zeros(SHAPE, dtype=bool)
     host[3:17, 8:52, 8:52] = True
     hu = np.where(host, 110.0, -90.0)
