@@ -33,8 +33,8 @@ CONFIGURATION = Option("-c", "configuration", "nnU-Net configuration (default: 3
 PLANS = Option("-p", "plans_name", "name of the plans (default: nnUNetPlans)")
 DEVICE = Option("-device", "device", "cpu or cuda (default: cuda where there is one)")
 SEED = Option("--seed", "seed", "seed of all chance (default: 0)", int)
-SCHEDULER = Option("--scheduler", "scheduler", "address or scheduler file of a dask cluster that runs already")
-WORKERS = Option("--workers", "workers", "processes of this machine (one for each CPU core otherwise)", int)
+SCHEDULER = Option("--scheduler", "scheduler", "address or scheduler file of a running dask cluster")
+WORKERS = Option("--workers", "workers", "number of processes on this machine (default: one per CPU core)", int)
 
 COMMANDS = {
     "plan": Command(
@@ -163,17 +163,29 @@ COMMANDS = {
     ),
     "add-unlabeled": Command(
         "pool.command:add_unlabeled_command",
-        "add CT without labels to a dataset's pool, which training draws from, or mark suspects in that pool",
+        "add CT without labels to a dataset's pool for training, or mark suspects in the pool",
         (
             DATASET,
-            Option("-i", "images", "CT: one file, or a folder with files or DICOM series"),
-            Option("--hosts", "hosts", "folder with organ masks CASE.nii.gz or CASE/ORGAN.nii.gz (TotalSegmentator)"),
-            Option("--host-model", "host_model", "trained nnU-Net model folder that finds the hosts instead"),
-            Option("--name-map", "name_map", "JSON file {name or value of a mask: label of the dataset}"),
-            Option("--annotates", "annotates", "labels that the masks annotate where they are in view", many=True),
-            Option("--tumor-free", "tumor_free", "your word that no scan shows a tumor or cyst in a host", bool),
-            Option("--judge", "judge", "trained model folder whose lesions are taken out of the new cases"),
-            Option("--mark-suspects", "mark_suspects", "the same for the cases that are in the pool, instead of -i"),
+            Option("-i", "images", "CT to add: one file, or a folder with files or DICOM series"),
+            Option(
+                "--hosts", "hosts", "folder with host masks, as CASE.nii.gz or as CASE/ORGAN.nii.gz (TotalSegmentator)"
+            ),
+            Option(
+                "--host-model",
+                "host_model",
+                "instead of --hosts: folder of a trained nnU-Net model that segments the hosts",
+            ),
+            Option("--name-map", "name_map", "JSON file {mask name or value: label of the dataset}"),
+            Option("--annotates", "annotates", "labels that the masks show wherever they are in view", many=True),
+            Option("--tumor-free", "tumor_free", "you assert that no host in these scans has a tumor or cyst", bool),
+            Option(
+                "--judge",
+                "judge",
+                "folder of a trained model; the lesions that it finds are taken out of the new cases",
+            ),
+            Option(
+                "--mark-suspects", "mark_suspects", "instead of -i: like --judge, for the cases already in the pool"
+            ),
             CONFIGURATION,
             PLANS,
             SCHEDULER,

@@ -15,19 +15,19 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from nnunetv2_freetumor import __version__
 from nnunetv2_freetumor.cluster.reports import PEAK, CaseReport
 
-STATUS = Path("/proc/self/status")
-TRIES = 3  # of a case whose process dies
-ONE_AT_A_TIME = threading.Lock()  # in a dask worker with several threads: PyTorch's number of threads is the process's
-DIED = "every worker process that tried this case died; is there enough memory?"
+_STATUS = Path("/proc/self/status")
+TRIES_PER_CASE = 3  # of a case whose process dies
+_ONE_AT_A_TIME = threading.Lock()  # in a dask worker with several threads: PyTorch's number of threads is the process's
+DIED = "every worker process that worked on this case died, perhaps for lack of memory"
 
 
 @runtime_checkable
 class HasCase(Protocol):
-    """Anything that names its case."""
+    """An order: anything that names its case."""
 
     @property
     def case(self) -> str:
-        """Name the case."""
+        """Return the name of the case."""
 
 
 class Numbered(NamedTuple):
@@ -46,10 +46,10 @@ def attempt(function: Work, version: str, order: HasCase) -> CaseReport:
     try:
         if version != __version__:
             raise ValueError(
-                f"this worker has nnunetv2_freetumor {__version__}, but the command is version {version}: install the "
-                "same one everywhere"
+                f"this worker has nnunetv2_freetumor {__version__}, but the command has version {version}: install the "
+                "same version everywhere"
             )
-        with ONE_AT_A_TIME:
+        with _ONE_AT_A_TIME:
             start = time.monotonic()
             report = function(order)
         return report._replace(counts=report.counts | {"seconds": time.monotonic() - start, **_memory()})
@@ -60,19 +60,19 @@ def attempt(function: Work, version: str, order: HasCase) -> CaseReport:
 
 
 def _memory() -> dict[str, float]:
-    """Give the most memory that this process has had, where Linux tells it."""
-    lines = STATUS.read_text().splitlines() if STATUS.exists() else []
+    """Return the peak memory of this process, on Linux."""
+    lines = _STATUS.read_text().splitlines() if _STATUS.exists() else []
     return {f"{PEAK}mib": round(int(line.split()[1]) / 1024) for line in lines if line.startswith("VmHWM")}
 
 
 def in_this_process(function: Work, missing: Missing) -> Iterator[Numbered]:
-    """Work here, one case after the other."""
+    """Work in this process, one case after the other."""
     for index, order in missing:
         yield Numbered(index, attempt(function, __version__, order))
 
 
 def in_processes(workers: int, function: Work, missing: Missing) -> Iterator[Numbered]:
-    """Work in processes, each led by a thread, so that a process that dies takes only its own case with it."""
+    """Work in processes of this machine, each led by a thread: a process that dies takes only its own case with it."""
     todo, results = deque(missing), SimpleQueue[Numbered]()
     threads = [threading.Thread(target=_lead, args=(function, todo, results), daemon=True) for _ in range(workers)]
     for thread in threads:
@@ -87,25 +87,25 @@ def in_processes(workers: int, function: Work, missing: Missing) -> Iterator[Num
 
 
 def _lead(function: Work, todo: deque, results: SimpleQueue) -> None:
-    pool = _process()
+    process = _process()
     while todo:
         try:
             index, order = todo.popleft()
         except IndexError:  # another thread was faster
             break
         report = CaseReport(order.case, "failed", DIED)
-        for _ in range(TRIES):
+        for _ in range(TRIES_PER_CASE):
             try:
-                report = pool.submit(attempt, function, __version__, order).result()
+                report = process.submit(attempt, function, __version__, order).result()
                 break
             except BrokenProcessPool:
-                pool.shutdown()
-                pool = _process()
+                process.shutdown()
+                process = _process()
             except Exception as error:  # an order or a report that cannot be pickled
                 report = CaseReport(order.case, "failed", f"{type(error).__name__}: {error}")
                 break
         results.put(Numbered(index, report))
-    pool.shutdown()
+    process.shutdown()
 
 
 def _process() -> ProcessPoolExecutor:
@@ -113,12 +113,12 @@ def _process() -> ProcessPoolExecutor:
 
 
 def _end_with_parent() -> None:
-    """Let a process end with the command that has started it, also where that was killed."""
+    """End this process with the command that started it, even if that was killed."""
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 
 def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
-    assert parent is not None, "this process was started by another one"
+    assert parent is not None, "this process has a parent"
     parent.join()
     os._exit(1)
