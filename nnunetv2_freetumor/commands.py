@@ -33,8 +33,8 @@ CONFIGURATION = Option("-c", "configuration", "nnU-Net configuration (default: 3
 PLANS = Option("-p", "plans_name", "name of the plans (default: nnUNetPlans)")
 DEVICE = Option("-device", "device", "cpu or cuda (default: cuda if available)")
 SEED = Option("--seed", "seed", "random seed (default: 0)", int)
-SCHEDULER = Option("--scheduler", "scheduler", "address or scheduler file of a dask cluster that runs already")
-WORKERS = Option("--workers", "workers", "processes of this machine (one for each CPU core otherwise)", int)
+SCHEDULER = Option("--scheduler", "scheduler", "address or scheduler file of a running dask cluster")
+WORKERS = Option("--workers", "workers", "number of processes on this machine (default: one per CPU core)", int)
 
 COMMANDS = {
     "plan": Command(
@@ -43,12 +43,7 @@ COMMANDS = {
         (
             DATASET,
             PLANS,
-            Option(
-                "--widen-window",
-                "widen",
-                "widen the clip window if it would hide tumors, even after preprocessing",
-                bool,
-            ),
+            Option("--widen-window", "widen", "widen a clip window that hides tumors, even after preprocessing", bool),
         ),
     ),
     "preview": Command(
@@ -71,13 +66,7 @@ COMMANDS = {
             Option("-l", "label", "label map with the same geometry", required=True),
             Option("-o", "output", "folder for the new image, label map and record", required=True),
             Option("--prior", "prior", "bundled prior: liver, pancreas, kidney, lung ...", required=True),
-            Option(
-                "--host",
-                "host",
-                "labels of the host organ; optional for lung priors (default: lung found by HU)",
-                int,
-                many=True,
-            ),
+            Option("--host", "host", "labels of the host; optional for lungs (default: found by HU)", int, many=True),
             Option("--tumor", "tumor", "label of the planted tumors", int, required=True),
             Option("-n", "lesions", "number of lesions (default: 1)", int),
             Option("--diameter-mm", "diameter_mm", "diameter of each lesion (default: drawn from the prior)", float),
@@ -115,11 +104,7 @@ COMMANDS = {
             Option("-ref", "references", "folder with reference label maps", required=True),
             Option("-pred", "predictions", "folder with predicted label maps, and CASE.npz for FROC", required=True),
             Option("-djfile", "dataset_json", "dataset.json of the dataset", required=True),
-            Option(
-                "-pfile",
-                "plans_file",
-                "plans.json with a freetumor section (default: tumors and hosts from the label names)",
-            ),
+            Option("-pfile", "plans_file", "plans.json with a freetumor section (default: roles from the label names)"),
             Option("-vs", "other", "folder with another model's predictions of the same cases, to compare with"),
             Option("-external", "external", "two folders, LABELS PREDICTIONS, of an external test set", many=True),
             Option("-o", "output", "output folder (default: freetumor_evaluation in -pred)"),
@@ -171,12 +156,7 @@ COMMANDS = {
             Option("--host", "host", "labels of the host organ", int, many=True),
             Option("--tumor", "tumor", "label of the real tumors", int),
             Option("--prior", "prior", "bundled prior, or plans file, of the synthetic lesions (default: liver)"),
-            Option(
-                "--generators",
-                "generators",
-                "names or files of generators, or freetumor_random (default: texture)",
-                many=True,
-            ),
+            Option("--generators", "generators", "names, files or freetumor_random (default: texture)", many=True),
             Option("--cases", "cases", "number of cases (default: 24 phantoms, or all images)", int),
             Option("--patients", "patients", "JSON file {case: patient} (default: each case is a patient)"),
             Option("--controls", "controls", "add controls: real against real, and constant contrast", bool),
@@ -187,17 +167,21 @@ COMMANDS = {
     ),
     "add-unlabeled": Command(
         "pool.command:add_unlabeled_command",
-        "add CT without labels to a dataset's pool, which training draws from, or mark suspects in that pool",
+        "add CT without labels to a dataset's pool for training, or mark suspects in the pool",
         (
             DATASET,
-            Option("-i", "images", "CT: one file, or a folder with files or DICOM series"),
-            Option("--hosts", "hosts", "folder with organ masks CASE.nii.gz or CASE/ORGAN.nii.gz (TotalSegmentator)"),
-            Option("--host-model", "host_model", "trained nnU-Net model folder that finds the hosts instead"),
-            Option("--name-map", "name_map", "JSON file {name or value of a mask: label of the dataset}"),
-            Option("--annotates", "annotates", "labels that the masks annotate where they are in view", many=True),
-            Option("--tumor-free", "tumor_free", "your word that no scan shows a tumor or cyst in a host", bool),
-            Option("--judge", "judge", "trained model folder whose lesions are taken out of the new cases"),
-            Option("--mark-suspects", "mark_suspects", "the same for the cases that are in the pool, instead of -i"),
+            Option("-i", "images", "CT to add: one file, or a folder with files or DICOM series"),
+            Option(
+                "--hosts", "hosts", "folder with host masks, as CASE.nii.gz or as CASE/ORGAN.nii.gz (TotalSegmentator)"
+            ),
+            Option("--host-model", "host_model", "instead of --hosts: folder of an nnU-Net model that segments them"),
+            Option("--name-map", "name_map", "JSON file {mask name or value: label of the dataset}"),
+            Option("--annotates", "annotates", "labels that the masks show wherever they are in view", many=True),
+            Option("--tumor-free", "tumor_free", "you assert that no host in these scans has a tumor or cyst", bool),
+            Option("--judge", "judge", "folder of a trained model; lesions that it finds are taken out of new cases"),
+            Option(
+                "--mark-suspects", "mark_suspects", "instead of -i: like --judge, for the cases already in the pool"
+            ),
             CONFIGURATION,
             PLANS,
             SCHEDULER,
@@ -225,12 +209,7 @@ COMMANDS = {
             CONFIGURATION,
             PLANS,
             Option("--labeled", "labeled", "numbers of labeled training cases (default: 4 8 16)", int, many=True),
-            Option(
-                "--label-free-cases",
-                "label_free_cases",
-                "cases of the label-free setting, 0 for none (default: 6)",
-                int,
-            ),
+            Option("--label-free-cases", "label_free_cases", "label-free cases, 0 for none (default: 6)", int),
             Option("--seeds", "seeds", "random seeds, each a repetition of everything (default: 3)", int),
             Option("--epochs", "epochs", "epochs per training (default: 60 for phantoms, 100 for a dataset)", int),
             Option(

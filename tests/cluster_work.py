@@ -22,7 +22,7 @@ from nnunetv2_freetumor.files.cases import write_text
 
 TESTS = Path(__file__).parent
 TIME_LIMIT_S = 1200  # a test that stalls fails, and shows where; a busy machine may take minutes to import PyTorch
-ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS / "pool", TESTS.parent)))}
 
 
 @pytest.fixture
@@ -147,6 +147,31 @@ def work(order):
     time.sleep(order.seconds)
     write_text(f"result of {order.case}\n", order.file)
     return CaseReport(order.case, "done", counts={"voxels": 3.0})
+
+
+def preparations(folder):
+    """Read which processes have prepared something, in order."""
+    log = Path(folder) / "prepared.log"
+    return [int(line) for line in log.read_text().splitlines()] if log.is_file() else []
+
+
+def count_preparations(folder):
+    """Prepare a number: how often something was prepared there."""
+    with (Path(folder) / "prepared.log").open("a") as log:
+        log.write(f"{os.getpid()}\n")
+    return len(preparations(folder))
+
+
+def is_done_prepared(number, order):
+    """Tell whether a case is there."""
+    assert number > 0
+    return is_done(order)
+
+
+def work_prepared(number, order):
+    """Do what the order says and report what was prepared for it."""
+    report = work(order)
+    return report._replace(counts={"prepared": number})
 
 
 def make_orders(folder, count=6, seconds=0.0, **what):

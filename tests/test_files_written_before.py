@@ -47,8 +47,8 @@ from nnunetv2_freetumor.plan import SECTION, read_section, to_json
 from nnunetv2_freetumor.planning.section import check_origin
 from nnunetv2_freetumor.pool.store import (
     check_compared,
+    find_record,
     open_pool,
-    read_record,
     read_records,
     write_record,
     write_stamp,
@@ -251,7 +251,7 @@ def test_stamp_and_records_of_a_pool_are_written_again_as_they_were(pool, plans,
     for record in read_records(pool):
         write_record(again, record)
         assert (again / "records" / f"{record.case}.json").read_text() == text_of(f"pool/records/{record.case}.json")
-        assert read_record(again, record.case) == record
+        assert find_record(again, record.case) == record
 
 
 @pytest.mark.parametrize("name", ["pool/report.json", "synthetic/report.json"])

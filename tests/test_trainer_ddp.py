@@ -72,4 +72,4 @@ def test_several_processes_train_on_the_pool_together(place):
     one, other = (json.loads((place.root / f"trained_{rank}.json").read_text()) for rank in range(2))
     assert one == other and one[1] == ["case_1", "unlabeled"]
     (log,) = place.root.rglob("training_log*.txt")
-    assert "FreeTumor: 3 unlabeled cases beside 1 labeled ones" in log.read_text()
+    assert "FreeTumor: 3 unlabeled cases in addition to 1 labeled ones" in log.read_text()

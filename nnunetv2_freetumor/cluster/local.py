@@ -13,10 +13,10 @@ from nnunetv2_freetumor import __version__
 from nnunetv2_freetumor.cluster.processes import HasCase, spawned
 from nnunetv2_freetumor.cluster.reports import PEAK, CaseReport
 
-STATUS = Path("/proc/self/status")
-TRIES = 3  # of a case whose process dies
-ONE_AT_A_TIME = threading.Lock()  # in a dask worker with several threads: PyTorch's number of threads is the process's
-DIED = "every worker process that tried this case died; is there enough memory?"
+_STATUS = Path("/proc/self/status")
+TRIES_PER_CASE = 3  # of a case whose process dies
+_ONE_AT_A_TIME = threading.Lock()  # in a dask worker with several threads: PyTorch's number of threads is the process's
+DIED = "every worker process that worked on this case died, perhaps for lack of memory"
 
 
 class Numbered(NamedTuple):
@@ -35,10 +35,10 @@ def attempt(function: Work, version: str, order: HasCase) -> CaseReport:
     try:
         if version != __version__:
             raise ValueError(
-                f"this worker has nnunetv2_freetumor {__version__}, but the command is version {version}: install the "
-                "same one everywhere"
+                f"this worker has nnunetv2_freetumor {__version__}, but the command has version {version}: install the "
+                "same version everywhere"
             )
-        with ONE_AT_A_TIME:
+        with _ONE_AT_A_TIME:
             start = time.monotonic()
             report = function(order)
         return report._replace(counts=report.counts | {"seconds": time.monotonic() - start, **_memory()})
@@ -49,19 +49,19 @@ def attempt(function: Work, version: str, order: HasCase) -> CaseReport:
 
 
 def _memory() -> dict[str, float]:
-    """Give the most memory that this process has had, where Linux tells it."""
-    lines = STATUS.read_text().splitlines() if STATUS.exists() else []
+    """Return the peak memory of this process, on Linux."""
+    lines = _STATUS.read_text().splitlines() if _STATUS.exists() else []
     return {f"{PEAK}mib": round(int(line.split()[1]) / 1024) for line in lines if line.startswith("VmHWM")}
 
 
 def in_this_process(function: Work, missing: Missing) -> Iterator[Numbered]:
-    """Work here, one case after the other."""
+    """Work in this process, one case after the other."""
     for index, order in missing:
         yield Numbered(index, attempt(function, __version__, order))
 
 
 def in_processes(workers: int, function: Work, missing: Missing) -> Iterator[Numbered]:
-    """Work in processes, each led by a thread, so that a process that dies takes only its own case with it."""
+    """Work in processes of this machine, each led by a thread: a process that dies takes only its own case with it."""
     todo, results = deque(missing), SimpleQueue[Numbered]()
     threads = [threading.Thread(target=_lead, args=(function, todo, results), daemon=True) for _ in range(workers)]
     for thread in threads:
@@ -83,7 +83,7 @@ def _lead(function: Work, todo: deque, results: SimpleQueue) -> None:
         except IndexError:  # another thread was faster
             break
         report = CaseReport(order.case, "failed", DIED)
-        for _ in range(TRIES):
+        for _ in range(TRIES_PER_CASE):
             try:
                 report = executor.submit(attempt, function, __version__, order).result()
                 break

@@ -1,4 +1,4 @@
-"""What became of each case of a long run: small reports, their summary, their file and the exit code."""
+"""Report on each case of a long run: small reports, their summary, their file, and the exit code."""
 
 import re
 from collections import Counter
@@ -16,10 +16,10 @@ _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
 
 
 class CaseReport(NamedTuple):
-    """What became of one case.
+    """The result of one case.
 
-    done: its files are there, complete. skipped: nothing was written, for a reason that lies in the input. failed:
-    nothing was written, because something went wrong.
+    done: its files are complete. skipped: nothing was written, because the input cannot be used. failed: nothing was
+    written, because something went wrong.
 
     Field names are a file format: report.json.
     """
@@ -31,12 +31,12 @@ class CaseReport(NamedTuple):
 
 
 def exit_code(reports: Sequence[CaseReport]) -> int:
-    """Give 0 where every case is done, else 1."""
+    """Return 0 if every case is done, otherwise 1."""
     return 0 if all(report.state == "done" for report in reports) else 1
 
 
 def summary_lines(reports: Sequence[CaseReport]) -> list[str]:
-    """Sum up in words: how many of each state, what was counted, and the cases of each reason."""
+    """Summarize in text lines: cases of each state, what was counted, and the cases of each reason."""
     states = Counter(report.state for report in reports)
     earlier = sum(report.reason == EARLIER for report in reports)
     done = f"{states['done']} done" + (f" ({earlier} {EARLIER})" if earlier else "")
@@ -63,7 +63,7 @@ def _sums(reports: Sequence[CaseReport]) -> dict[str, float]:
 
 
 def _by_reason(reports: Sequence[CaseReport], state: str) -> dict[str, list[str]]:
-    """Gather the cases of each reason, in the first one's words: reasons that differ in names and numbers are alike."""
+    """Group cases by reason, in the words of the first one; reasons that differ only in names and numbers are alike."""
     cases: dict[str, list[str]] = {}
     words: dict[str, str] = {}
     for report in reports:

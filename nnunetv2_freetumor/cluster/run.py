@@ -1,94 +1,118 @@
-"""Map a function over many cases: in this process, in processes of this machine, or on a cluster through dask.
+"""Apply a function to many cases: in this process, in processes of this machine, or on a cluster through dask.
 
-What a case gives depends on its order alone, never on who works on it or beside whom. Cases that are there already are
-not ordered again, so a run that was killed at any point goes on where it was when it is started again.
+The result of a case depends on its order alone, never on which worker makes it or on the cases beside it. Cases that
+are done already are not ordered again, so a run that was killed at any point resumes when it is started again.
 """
 
 import functools
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 from tqdm import tqdm
 
 from nnunetv2_freetumor.cluster.local import Numbered, in_processes, in_this_process
 from nnunetv2_freetumor.cluster.on_dask import dask, on_cluster, on_this_machine, scheduler_address
+from nnunetv2_freetumor.cluster.prepared import forget, prepared
 from nnunetv2_freetumor.cluster.processes import HasCase
 from nnunetv2_freetumor.cluster.reports import EARLIER, CaseReport
 
 INSTALL = "pip install 'nnunetv2_freetumor[cluster]'"
 
-Order = TypeVar("Order", bound=HasCase)
+
+@dataclass(frozen=True)
+class CaseWork:
+    """What a run does for each order; it travels to the workers with the orders, so it is small as they are."""
+
+    run: str  # identifies the run: what a worker has prepared for one run does not serve another
+    function: Callable[..., CaseReport]
+    done: Callable[..., bool]
+    prepare: Callable[[], Any] | None = None
+
+    def is_done(self, order: HasCase) -> bool:
+        """Check whether an order's case is complete already."""
+        return self.done(*self._prepared(), order)
+
+    def __call__(self, order: HasCase) -> CaseReport:
+        """Work on a case unless it is done: a cluster repeats an order whose worker died before its report was read."""
+        return CaseReport(order.case, "done") if self.is_done(order) else self.function(*self._prepared(), order)
+
+    def _prepared(self) -> tuple[Any, ...]:
+        return () if self.prepare is None else (prepared(self.run, self.prepare),)
 
 
 def run_cases(
-    function: Callable[[Order], CaseReport],
-    orders: Sequence[Order],
-    done: Callable[[Order], bool],
+    function: Callable[..., CaseReport],
+    orders: Sequence[HasCase],
+    done: Callable[..., bool],
     scheduler: str | None = None,
     workers: int | None = None,
     on_done: Callable[[CaseReport], None] | None = None,
     title: str = "cases",
+    prepare: Callable[[], Any] | None = None,
 ) -> list[CaseReport]:
-    """Call a function for every order that is not done yet, and give a report for each order, in their order.
+    """Call a function for every order that is not done yet, and return a report for each order, in their order.
 
     Args:
-        function: importable by name; it writes its case atomically and gives a small report. An error that it raises
+        function: importable by name; it writes its case atomically and returns a small report. An error that it raises
             becomes the report of a failed case.
         orders: small, and can be pickled.
-        done: tells, here and once more where the case is worked on, whether an order's case is complete already;
+        done: checks whether an order's case is complete already, here and once more where the case is worked on;
             importable by name.
-        scheduler: address or scheduler file of a dask cluster that runs already.
-        workers: processes of this machine; by default one for each CPU core. One means: in this process.
+        scheduler: address or scheduler file of a running dask cluster.
+        workers: processes of this machine; one per CPU core by default. One means: in this process.
         on_done: called in this process with every new report, as it comes in.
         title: of the progress bar.
+        prepare: called once in each process; `function` and `done` get its result as their first argument, before the
+            order. It can be pickled.
 
     Raises:
         ValueError: both `scheduler` and `workers`, a scheduler that cannot be reached or was lost, or no dask for it.
     """
     check_cluster(scheduler, workers)
-    reports = {i: CaseReport(order.case, "done", EARLIER) for i, order in enumerate(orders) if done(order)}
-    missing = [(i, order) for i, order in enumerate(orders) if i not in reports]
-    if missing:
-        with tqdm(total=len(orders), initial=len(reports), desc=title, unit="case") as progress:
-            work = functools.partial(_unless_done, function, done)
-            for index, report in _crew(scheduler, workers, len(missing))(work, missing):
-                reports[index] = report
-                progress.update()
-                if on_done is not None:
-                    on_done(report)
+    work = CaseWork(uuid.uuid4().hex, function, done, prepare)
+    try:
+        reports = {i: CaseReport(order.case, "done", EARLIER) for i, order in enumerate(orders) if work.is_done(order)}
+        missing = [(i, order) for i, order in enumerate(orders) if i not in reports]
+        if missing:
+            with tqdm(total=len(orders), initial=len(reports), desc=title, unit="case") as progress:
+                for index, report in _executor(scheduler, workers, len(missing))(work, missing):
+                    reports[index] = report
+                    progress.update()
+                    if on_done is not None:
+                        on_done(report)
+    finally:
+        forget(work.run)
     return [reports[i] for i in range(len(orders))]
 
 
-def _unless_done(function: Callable[[Order], CaseReport], done: Callable[[Order], bool], order: Order) -> CaseReport:
-    """Look where the work is done, too: a cluster orders again what was done by a worker whose report died with it."""
-    return CaseReport(order.case, "done") if done(order) else function(order)
-
-
 def check_cluster(scheduler: str | None, workers: int | None) -> None:
-    """Refuse settings that cannot work, before anything else is done.
+    """Refuse options that cannot work, before anything else is done.
 
     Raises:
         ValueError: as `run_cases`, short of connecting.
     """
     if workers is not None and workers < 1:
-        raise ValueError(f"--workers must be at least 1 process, but it is {workers}.")
+        raise ValueError(f"--workers must be at least 1, but it is {workers}.")
     if scheduler is None:
         return
     if workers is not None:
         raise ValueError(
-            "--workers counts processes of this machine, and --scheduler has workers of its own: give one."
+            "--workers starts processes on this machine, and --scheduler uses the cluster's own workers: give only one "
+            "of them."
         )
     if dask() is None:
         raise ValueError(
-            f"--scheduler needs dask, which is not installed here. Install the extra: {INSTALL}. Without --scheduler "
-            "the command runs on this machine."
+            f"--scheduler needs dask, which is not installed here. Install it with {INSTALL}, or leave --scheduler out "
+            "to run on this machine."
         )
     scheduler_address(scheduler)
 
 
-def _crew(scheduler: str | None, workers: int | None, cases: int) -> Callable[..., Iterator[Numbered]]:
-    """Choose who works."""
+def _executor(scheduler: str | None, workers: int | None, cases: int) -> Callable[..., Iterator[Numbered]]:
+    """Choose the executor."""
     if scheduler is not None:
         return functools.partial(on_cluster, scheduler)
     workers = min(workers or _cpu_cores(), cases)

@@ -19,14 +19,15 @@ from nnunetv2_freetumor.plan import SECTION, read_section
 from nnunetv2_freetumor.planning import section
 from nnunetv2_freetumor.planning.section import check_origin
 from nnunetv2_freetumor.pool import options, store
-from nnunetv2_freetumor.pool.case import MarkOrder, add_case, is_marked, mark_case
+from nnunetv2_freetumor.pool.case import add_case, is_added
+from nnunetv2_freetumor.pool.context import Asked, HostSource, Job, JobContext
 from nnunetv2_freetumor.pool.images import duplicate_of, find_images
-from nnunetv2_freetumor.pool.model import load_model
-from nnunetv2_freetumor.pool.orders import Job, Order, Place, is_done, labeled, place_of
+from nnunetv2_freetumor.pool.marking import MarkOrder, is_marked, mark_case
+from nnunetv2_freetumor.pool.target import DatasetPlans, PlansChoice, read_dataset
 from nnunetv2_freetumor.training.device import choose_device
 
-REPORT = "report.json"
-Run = Callable[..., list[CaseReport]]
+_REPORT = "report.json"
+_RunCases = Callable[..., list[CaseReport]]
 
 
 def add_unlabeled_command(
@@ -45,7 +46,7 @@ def add_unlabeled_command(
     workers: int | None = None,
     device: str | None = None,
 ) -> int:
-    """Add CT without labels to a dataset's pool, or let a model mark suspects there; 0 where every case is done.
+    """Add CT without labels to a dataset's pool, or let a model mark suspects there; return 0 if every case is done.
 
     Raises:
         ValueError: options that do not go together, no section in the plans, a pool made for other plans, or a model
@@ -66,28 +67,18 @@ def add_unlabeled_command(
     check_cluster(scheduler, workers)
     workers = _workers(workers, device, scheduler, bool(host_model or judge or mark_suspects))
     folder = _check_plans(dataset, plans_name, configuration)
-    job = Job(
-        preprocessed=str(folder),
-        plans_name=plans_name,
-        configuration=configuration,
-        hosts=_absolute(hosts),
-        host_model=_absolute(host_model),
-        name_map=tuple(sorted(options.read_name_map(name_map).items())),
-        annotates=tuple(annotates),
-        tumor_free=tumor_free,
-        judge=_absolute(judge or mark_suspects),
-        device=device or "",
-    )
-    place = place_of(job)
-    options.check_job(job, place, adds=images is not None)
-    job = job._replace(models=tuple(load_model(path, "cpu").name for path in (job.host_model, job.judge) if path))
-    if job.host_model:
-        job = job._replace(host_model_looks=options.host_model_looks(job, place))
-    run = functools.partial(run_cases, scheduler=scheduler, workers=workers, title="unlabeled cases")
-    reports = _add(images, job, place, run) if images is not None else _mark(job, place, run)
-    write_reports(reports, place.folder / REPORT)
-    print("\n".join([*summary_lines(reports), *_doubts(job, reports), *_what_now(place, job, dataset)]))
-    print(f"Every case: {place.folder / REPORT}")
+    choice = PlansChoice(str(folder), plans_name, configuration)
+    names = tuple(sorted(options.read_name_map(name_map).items()))
+    source = HostSource(_absolute(hosts), _absolute(host_model), names, tuple(annotates))
+    asked = Asked(choice, source, tumor_free, judge=_absolute(judge or mark_suspects), device=device or "")
+    target = read_dataset(choice)
+    job = options.job_for(asked, target, adds=images is not None)
+    prepare = functools.partial(JobContext, job)
+    run = functools.partial(run_cases, scheduler=scheduler, workers=workers, title="unlabeled cases", prepare=prepare)
+    reports = _add(images, target, choice, run) if images is not None else _mark(target, choice, run)
+    write_reports(reports, target.pool / _REPORT)
+    print("\n".join([*summary_lines(reports), *_doubts(job, reports), *_next_steps(target, choice, dataset)]))
+    print(f"All cases: {target.pool / _REPORT}")
     return exit_code(reports)
 
 
@@ -99,65 +90,67 @@ def _workers(asked: int | None, device: str | None, scheduler: str | None, model
     return 1 if asked is None and models and on.type == "cuda" else asked
 
 
-def _add(images: str, job: Job, place: Place, run: Run) -> list[CaseReport]:
+def _add(images: str, target: DatasetPlans, choice: PlansChoice, run: _RunCases) -> list[CaseReport]:
     found = find_images(Path(images).absolute())
-    known = _labeled_images(place)
-    stamped = (place.folder / store.STAMP).is_file()
+    known = _labeled_images(target)
+    stamped = (target.pool / store.STAMP).is_file()
     if stamped:
-        _check_stamp(place, job)
-    (place.folder / store.RECORDS).mkdir(parents=True, exist_ok=True)
-    _sweep(place.folder)
-    labeled_contents(known, place.folder / store.CONTENTS)
+        _check_stamp(target, choice)
+    (target.pool / store.RECORDS).mkdir(parents=True, exist_ok=True)
+    _remove_unfinished(target.pool)
+    labeled_contents(known, target.pool / store.CONTENTS)
     if not stamped:  # last: it makes the folder a pool, and training wants the labeled images' hashes in one
-        store.write_stamp(place.folder, place.plans, job.configuration, place.dataset_json)
-    return run(add_case, [Order(*image, job) for image in found], is_done)
+        store.write_stamp(target.pool, target.plans, choice.configuration, target.dataset_json)
+    return run(add_case, found, is_added)
 
 
-def _mark(job: Job, place: Place, run: Run) -> list[CaseReport]:
-    if not (place.folder / store.STAMP).is_file():
-        raise ValueError(f"{place.folder} holds no pool yet. Add images to it first, with -i.")
-    _check_stamp(place, job)
-    _sweep(place.folder)
-    labeled_contents(_labeled_images(place), place.folder / store.CONTENTS)
-    records, names = store.read_records(place.folder), labeled(place.folder)
+def _mark(target: DatasetPlans, choice: PlansChoice, run: _RunCases) -> list[CaseReport]:
+    if not (target.pool / store.STAMP).is_file():
+        raise ValueError(f"There is no pool in {target.pool} yet. Add images first, with -i.")
+    _check_stamp(target, choice)
+    _remove_unfinished(target.pool)
+    names = labeled_contents(_labeled_images(target), target.pool / store.CONTENTS)
+    records = store.read_records(target.pool)
     leaks = [CaseReport(r.case, "skipped", str(duplicate_of(names[r.content]))) for r in records if r.content in names]
     for leak in leaks:
-        store.withdraw(place.folder, leak.case)
-    orders = [MarkOrder(record.case, job) for record in records if record.content not in names]
+        store.withdraw(target.pool, leak.case)
+    orders = [MarkOrder(record.case) for record in records if record.content not in names]
     return [*leaks, *run(mark_case, orders, is_marked)]
 
 
-def _check_stamp(place: Place, job: Job) -> None:
-    store.check_stamp(place.folder, place.plans, job.configuration, place.dataset_json)
+def _check_stamp(target: DatasetPlans, choice: PlansChoice) -> None:
+    store.check_stamp(target.pool, target.plans, choice.configuration, target.dataset_json)
 
 
 def _check_plans(dataset: str, plans_name: str, configuration: str) -> Path:
     folder, plans, dataset_json = section.load_plans(dataset, plans_name)
     if configuration not in plans["configurations"]:
         raise ValueError(
-            f"{plans_name}.json has no configuration '{configuration}': {', '.join(plans['configurations'])}"
+            f"{plans_name}.json has no configuration '{configuration}'. It has: {', '.join(plans['configurations'])}"
         )
     section.check_configuration(plans, configuration, dataset_json)
     if SECTION not in plans:
         raise ValueError(
-            f"{plans_name}.json has no freetumor section, which says what host and tumor are. Run "
+            f"{plans_name}.json has no freetumor section, which names host and tumor labels. Run "
             f"'nnUNetv2_freetumor plan -d {dataset} -p {plans_name}' first."
         )
     check_origin(read_section(plans[SECTION]), plans, dataset_json)
     return folder.absolute()
 
 
-def _labeled_images(place: Place) -> dict[str, Path]:
-    """Name the raw images whose labels nnU-Net has: training cases, and test cases with labels."""
-    raw = section.raw_folder(place.plans)
-    ending = place.dataset_json["file_ending"]
-    if "dataset" in place.dataset_json:
-        listed = get_filenames_of_train_images_and_targets(str(raw), copy.deepcopy(place.dataset_json))
+def _labeled_images(target: DatasetPlans) -> dict[str, Path]:
+    """Return the raw images, by case, that nnU-Net has labels for: training cases, and test cases with labels."""
+    raw = section.raw_folder(target.plans)
+    ending = target.dataset_json["file_ending"]
+    if "dataset" in target.dataset_json:
+        listed = get_filenames_of_train_images_and_targets(str(raw), copy.deepcopy(target.dataset_json))
         training = {case: Path(files["images"][0]) for case, files in listed.items()}
     else:
         training = _first_channels(raw / "imagesTr", ending)
     if not training:
-        raise ValueError(f"{raw} holds no labeled images, and the pool must not hold them too. Put the raw data there.")
+        raise ValueError(
+            f"{raw} contains no labeled images, but the pool must be compared with them. Put the raw data there."
+        )
     test = _first_channels(raw / "imagesTs", ending)
     labels = {path.name for path in (raw / "labelsTs").glob(f"*{ending}")}
     return training | {f"test {case}": path for case, path in test.items() if f"{case}{ending}" in labels}
@@ -170,37 +163,35 @@ def _first_channels(folder: Path, ending: str) -> dict[str, Path]:
     return {str(case): folder / f"{case}_0000{ending}" for case in cases}
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what killed runs have left; a worker that still writes there fails and is ordered again."""
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what killed runs have left; a worker that still writes there fails, and its case is ordered again."""
     for leftover in [*folder.glob(store.UNFINISHED), *(folder / store.RECORDS).glob(store.UNFINISHED)]:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _doubts(job: Job, reports: Sequence[CaseReport]) -> list[str]:
-    """Warn of a model that has found nothing anywhere: it may know no tumor when it sees one."""
+    """Warn about a model that has found nothing in any scan: it may not recognize tumors."""
     seen = [report for report in reports if report.state == "done" and report.reason != EARLIER]
-    looks = job.host_model if job.host_model_looks else job.judge
+    looks = job.asked.hosts.model if job.host_model_looks else job.asked.judge
     if not looks or not seen or any("cases with suspects" in report.counts for report in seen):
         return []
     return [
-        f"WARNING: {looks} has found no tumor in any of these {len(seen)} case(s). Does it find those of your "
-        "labeled cases? A model that finds none clears everything, and tumors here would be taught as organ."
+        f"WARNING: {looks} found no tumor in any of these {len(seen)} case(s). Check that it finds the tumors of your "
+        "labeled cases: what a model misses here is taught as organ."
     ]
 
 
-def _what_now(place: Place, job: Job, dataset: str) -> list[str]:
-    found: Any = store.open_pool(place.folder, place.plans, job.configuration, place.dataset_json)
-    lines = [f"The pool {place.folder} holds {len(found.cases)} case(s) to train on."]
+def _next_steps(target: DatasetPlans, choice: PlansChoice, dataset: str) -> list[str]:
+    found: Any = store.open_pool(target.pool, target.plans, choice.configuration, target.dataset_json)
+    lines = [f"The pool {target.pool} now has {len(found.cases)} case(s) to train on."]
     if found.again:
-        lines.append(
-            f"{found.again} case(s) hold the same scan as another one under another name; each scan counts once."
-        )
+        lines.append(f"{found.again} case(s) are duplicates of other pool cases; duplicate scans count once.")
     if found.waiting:
         lines.append(
-            f"{found.waiting} case(s) wait: unlabeled is not healthy, and nobody has looked for tumors in them. Train "
-            f"without them first, then run 'nnUNetv2_freetumor add-unlabeled -d {dataset} -c {job.configuration} -p "
-            f"{job.plans_name} --mark-suspects MODEL_FOLDER' and train again; or add them with --judge MODEL_FOLDER, "
-            "or with --tumor-free where you know that they are clean."
+            f"{found.waiting} case(s) are held back: they have not been checked for tumors. Train without them first, "
+            f"then run 'nnUNetv2_freetumor add-unlabeled -d {dataset} -c {choice.configuration} -p {choice.plans_name} "
+            "--mark-suspects MODEL_FOLDER' and train again; or add them with --judge MODEL_FOLDER, or with "
+            "--tumor-free if you know that they are tumor-free."
         )
     return lines
 

@@ -1,9 +1,8 @@
-"""A trained nnU-Net model over whole volumes: it finds hosts in raw CT, and suspects in preprocessed CT."""
+"""Run a trained nnU-Net model over whole volumes: it finds hosts in raw CT, and suspects in preprocessed CT."""
 
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +14,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_freetumor.files.cases import Case
 from nnunetv2_freetumor.files.checkpoints import CHECKPOINT
-from nnunetv2_freetumor.files.hashes import FileStates, state_of
-from nnunetv2_freetumor.pool.images import in_readers_orientation, orientation_of, reoriented
+from nnunetv2_freetumor.pool.preprocessing import in_readers_orientation, orientation_of, reoriented
 from nnunetv2_freetumor.pool.store import preprocessing_hash
 from nnunetv2_freetumor.pool.training import PoolMixin
+from nnunetv2_freetumor.training.device import choose_device
 from nnunetv2_freetumor.training.segmenter import FrozenSegmenter, load_segmenter
 
 
@@ -33,29 +32,23 @@ class Model(NamedTuple):
 
 
 def load_model(path: str, device: str) -> Model:
-    """Load a model folder, or one of its folds, without executing what its checkpoint holds; again if it has changed.
+    """Load a model folder, or one of its folds, without executing what its checkpoint holds.
 
-    Without a fold it is `fold_all`, or the first finished one; without a device, CUDA where this process has it.
+    Without a fold it is `fold_all`, or the first finished one; without a device, CUDA if this process has it.
 
     Raises:
-        ValueError: see `load_segmenter`; also a folder that is not called `TRAINER__PLANS__CONFIGURATION`.
+        ValueError: see `load_segmenter`; or the folder is not called `TRAINER__PLANS__CONFIGURATION`.
     """
     folder, fold = _fold(Path(path))
-    files = [folder / f"fold_{fold}" / CHECKPOINT, folder / "plans.json", folder / "dataset.json"]
-    return _load_model(folder, fold, device, state_of(*(file for file in files if file.is_file())))
-
-
-@lru_cache(maxsize=2)
-def _load_model(folder: Path, fold: str, device: str, _state: FileStates) -> Model:
     if folder.name.count("__") != 2:
-        raise ValueError(f"{folder} is no nnU-Net model folder: those are called TRAINER__PLANS__CONFIGURATION.")
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        raise ValueError(f"{folder} is not an nnU-Net model folder, TRAINER__PLANS__CONFIGURATION.")
+    on = choose_device(device or None)
     configuration = folder.name.split("__")[2]
-    segmenter = load_segmenter(folder, fold, where)
+    segmenter = load_segmenter(folder, fold, on)
     plans, dataset_json = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("plans", "dataset"))
     manager = PlansManager(plans)
     predictor = nnUNetPredictor(
-        use_mirroring=False, perform_everything_on_device=where.type == "cuda", device=where, allow_tqdm=False
+        use_mirroring=False, perform_everything_on_device=on.type == "cuda", device=on, allow_tqdm=False
     )
     network = segmenter.network
     settings = manager.get_configuration(configuration)
@@ -72,16 +65,16 @@ def _fold(path: Path) -> tuple[Path, str]:
 
 
 def check_judge(model: Model, plans: dict[str, Any], configuration: str, lesions: list[str]) -> None:
-    """Refuse a judge that does not fit a pool's preprocessed images, or knows none of its lesions' labels.
+    """Check that a judge fits a pool's preprocessed images and knows the labels of its lesions.
 
     Raises:
-        ValueError: says which, and which model to train instead.
+        ValueError: the text says what does not fit, and which model to train instead.
     """
     made_for, seen = preprocessing_hash(plans, configuration), preprocessing_hash(model.plans, model.configuration)
     if made_for != seen:
         raise ValueError(
             f"The model {model.segmenter.name} was trained with other plans or another configuration than the pool's "
-            f"({plans['plans_name']}, {configuration}). Train one with these:\n  nnUNetv2_train "
+            f"({plans['plans_name']}, {configuration}). Train one that fits with\n  nnUNetv2_train "
             f"{plans['dataset_name']} {configuration} 0 -p {plans['plans_name']}"
         )
     for name in lesions:
@@ -89,9 +82,9 @@ def check_judge(model: Model, plans: dict[str, Any], configuration: str, lesions
 
 
 def has_met_lesions(model: Model, dataset: str, absent: Sequence[str], lesions: Sequence[str]) -> bool:
-    """Tell whether a model has been shown one of some lesions, by a label or by a trainer that plants them.
+    """Check whether a model has seen one of some lesions in training, in labels or planted by its trainer.
 
-    Of a model of another dataset that is taken for granted.
+    For a model of another dataset this is taken for granted.
 
     Args:
         model: any trained model.

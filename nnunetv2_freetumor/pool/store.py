@@ -1,7 +1,7 @@
 """The unlabeled pool: CT without tumor labels, preprocessed as a configuration's cases are, in a folder of its own.
 
-A case is there when its record is there; the record is written last. The folder is stamped with the plans and labels
-that it was made for. Nothing here is ever used for validation.
+A case exists once its record exists, which is written last. The folder is stamped with the plans and labels that it was
+made for. Nothing in it is ever used for validation.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from nnunetv2_freetumor.files.hashes import compared_cases, read_contents
 
 STAMP, RECORDS, UNFINISHED = "stamp.json", "records", ".unfinished-*"
 CONTENTS = "labeled_contents.json"  # hashes of the labeled images that the pool was compared with
-MARK = "unlabeled:"  # begins the identifiers of pool cases in a training set; no file name of a labeled case has it
-LARGEST_SHARE = 0.5  # of each batch, unless the section says otherwise
+MARK = "unlabeled:"  # prefix of pool cases in a training set; no file name of a labeled case has it
+_LARGEST_SHARE = 0.5  # of each batch, unless the section says otherwise
 _FINE, _COARSE = 10, 1  # copies of the identifiers that are repeated less
 _OF_PLANS = ("transpose_forward", "image_reader_writer", "foreground_intensity_properties_per_channel")
 _OF_CONFIGURATION = (
@@ -32,12 +32,12 @@ _OF_CONFIGURATION = (
 
 
 class Record(NamedTuple):
-    """What is known about one case of the pool. Field names are a file format: records/CASE.json of a pool."""
+    """One case of the pool. Field names are a file format: records/CASE.json of a pool."""
 
     case: str
     source: str  # the image that it was made from
-    settings: str  # what it was asked for with
-    cleared: str  # who has looked for tumors: 'tumor-free' (the user's word), a model's name, or nobody ('')
+    settings: str  # see `JobContext.settings_of`
+    cleared: str  # who has checked it for tumors: 'tumor-free' (the user), a model's name, or nobody ('')
     content: str  # hash of the image's voxels
     counts: dict[str, float]  # what was taken out of the loss
 
@@ -47,8 +47,8 @@ class Pool(NamedTuple):
 
     folder: Path
     cases: tuple[str, ...]
-    waiting: int  # cases that nobody has looked at for tumors
-    again: int  # cases that hold the same scan as another one
+    waiting: int  # cases held back, because they have not been checked for tumors
+    again: int  # duplicates of other cases
     counts: dict[str, float]
 
 
@@ -61,10 +61,10 @@ class Volumes(NamedTuple):
 
 
 class WithPool:
-    """A labeled training set and a pool as one data set for nnU-Net's loader, which draws among its identifiers."""
+    """A labeled training set and a pool as one data set for nnU-Net's loader, which draws from its identifiers."""
 
     def __init__(self, labeled: Any, pool: Pool, share: float) -> None:
-        """Repeat the identifiers so that a draw comes from the pool with about this chance."""
+        """Repeat the identifiers so that about this share of the draws comes from the pool."""
         self._labeled, self._pool = labeled, nnUNetDatasetBlosc2(str(pool.folder), list(pool.cases))
         own = [str(name) for name in labeled.identifiers]
         copies = copies_for(len(own), len(pool.cases), share)
@@ -73,7 +73,7 @@ class WithPool:
 
     @property
     def share(self) -> float:
-        """Tell which share of the draws comes from the pool."""
+        """Return the share of the draws that comes from the pool."""
         return float(np.mean([name.startswith(MARK) for name in self.identifiers]))
 
     def load_case(self, identifier: str) -> Any:
@@ -93,18 +93,18 @@ def copies_for(labeled: int, pool: int, share: float) -> tuple[int, int]:
 
 
 def default_share(labeled: int, pool: int) -> float:
-    """Give the pool its share of all cases, at most one half of each batch."""
-    return min(pool / (labeled + pool), LARGEST_SHARE)
+    """Return the pool's share of all cases, at most one half."""
+    return min(pool / (labeled + pool), _LARGEST_SHARE)
 
 
 def pool_folder(preprocessed: str | Path, plans: dict[str, Any], configuration: str) -> Path:
-    """Name the pool's folder, beside the folder of the configuration's own cases."""
+    """Return the pool's folder, beside the folder of the configuration's own cases."""
     identifier = PlansManager(plans).get_configuration(configuration).data_identifier
     return Path(preprocessed) / f"{identifier}_unlabeled"
 
 
 def ignore_value(dataset_json: dict[str, Any]) -> int:
-    """Give the label value that is taken out of the loss: the dataset's own ignore label, or the next free number."""
+    """Return the label value that carries no loss: the dataset's own ignore label, or the next free number."""
     labels = dataset_json["labels"]
     if "ignore" in labels:
         return int(labels["ignore"])
@@ -112,7 +112,7 @@ def ignore_value(dataset_json: dict[str, Any]) -> int:
 
 
 def preprocessing_hash(plans: dict[str, Any], configuration: str) -> str:
-    """Hash what a configuration's preprocessed arrays depend on; plans that share arrays have the same."""
+    """Hash what a configuration's preprocessed arrays depend on; plans that share arrays have the same hash."""
     settings = PlansManager(plans).get_configuration(configuration).configuration
     parts = {name: plans.get(name) for name in _OF_PLANS} | {name: settings.get(name) for name in _OF_CONFIGURATION}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -124,19 +124,19 @@ def write_stamp(folder: Path, plans: dict[str, Any], configuration: str, dataset
 
 
 def check_stamp(folder: Path, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> None:
-    """Refuse a pool that was made for other plans or labels.
+    """Check that a pool was made for these plans and labels.
 
     Raises:
-        ValueError: names the folder, what differs and the way out.
+        ValueError: the text names the folder, what differs and the way out.
     """
     found = json.loads((folder / STAMP).read_text(encoding="utf-8"))
     wanted = _stamp(plans, configuration, dataset_json)
     different = [name for name in wanted if found.get(name) != wanted[name]]
     if different:
-        changes = "; ".join(f"{name} {found.get(name)} there, {wanted[name]} now" for name in different)
+        changes = "; ".join(f"{name} was {found.get(name)}, is {wanted[name]}" for name in different)
         raise ValueError(
-            f"The unlabeled pool {folder} was made for other plans ({changes}), so its cases do not fit. Delete that "
-            "folder and run 'nnUNetv2_freetumor add-unlabeled' again, or go back to the plans that it was made for."
+            f"The unlabeled pool {folder} was made for other plans or labels ({changes}), so its cases do not fit. "
+            "Delete that folder and run 'nnUNetv2_freetumor add-unlabeled' again, or restore the old plans and labels."
         )
 
 
@@ -146,7 +146,7 @@ def _stamp(plans: dict[str, Any], configuration: str, dataset_json: dict[str, An
 
 
 def open_pool(folder: Path, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> Pool | None:
-    """List the pool's cases, a scan that has several names once; None where there is no pool.
+    """Return the pool with its cases, duplicates left out; None if there is no pool.
 
     Raises:
         ValueError: it was made for other plans or labels, or it is not known what it was compared with.
@@ -156,8 +156,8 @@ def open_pool(folder: Path, plans: dict[str, Any], configuration: str, dataset_j
     check_stamp(folder, plans, configuration, dataset_json)
     if not (folder / CONTENTS).is_file():
         raise ValueError(
-            f"The unlabeled pool {folder} has lost {CONTENTS}, which tells what it was compared with. Give the last "
-            "'nnUNetv2_freetumor add-unlabeled' command again: it makes that file, and no case again."
+            f"The unlabeled pool {folder} has lost {CONTENTS}, the list of labeled cases that it was compared with. "
+            "Repeat the last 'nnUNetv2_freetumor add-unlabeled' command: it recreates that file and keeps the cases."
         )
     contents = read_contents(folder / CONTENTS)
     records = [record for record in read_records(folder) if record.content not in contents]
@@ -171,27 +171,27 @@ def open_pool(folder: Path, plans: dict[str, Any], configuration: str, dataset_j
 
 
 def check_compared(folder: Path, labeled: Iterable[str]) -> None:
-    """Refuse labeled cases that nobody has looked for in the pool: one of them may be there, without its label.
+    """Check that the pool was compared with these labeled cases: one of them may be in it, without its label.
 
     Raises:
-        ValueError: names the cases and the way out.
+        ValueError: the text names the cases and the way out.
     """
     unknown = sorted(set(labeled) - compared_cases(folder / CONTENTS))
     if unknown:
         raise ValueError(
-            f"The unlabeled pool {folder} has not been compared with {len(unknown)} labeled case(s) ({unknown[0]} "
-            "...), which are newer. A scan that is in both would leak into training. Give the last "
-            "'nnUNetv2_freetumor add-unlabeled' command again: it takes such scans out, and makes no other case again."
+            f"The unlabeled pool {folder} has not been compared with {len(unknown)} newer labeled case(s) "
+            f"({unknown[0]} ...). A scan that is in both would leak into training. Repeat the last "
+            "'nnUNetv2_freetumor add-unlabeled' command: it removes such scans and keeps the other cases."
         )
 
 
 def read_records(folder: Path) -> list[Record]:
-    """Read the records of all cases, in the order of their names."""
+    """Read the records of all cases, sorted by name."""
     return [_read(path) for path in sorted((folder / RECORDS).glob("*.json"))]
 
 
-def read_record(folder: Path, case: str) -> Record | None:
-    """Read a case's record; None where the case is not there."""
+def find_record(folder: Path, case: str) -> Record | None:
+    """Read a case's record; None if the pool does not have the case."""
     path = _record_file(folder, case)
     return _read(path) if path.is_file() else None
 
@@ -204,8 +204,8 @@ def _record_file(folder: Path, case: str) -> Path:
     return folder / RECORDS / f"{case}.json"
 
 
-def write_volumes(folder: Path, record: Record, volumes: Volumes, patch_size: Sequence[int]) -> None:
-    """Write a case as nnU-Net's preprocessing does, and its record last, so that no half-written case counts."""
+def write_volumes(folder: Path, record: Record, volumes: Volumes, patch_size: Sequence[int]) -> list[Path]:
+    """Write a case as nnU-Net does, its record last, so that no half-written case counts; return its files."""
     _record_file(folder, record.case).unlink(missing_ok=True)
     image, label, properties = volumes
     (blocks, chunks), (blocks_seg, chunks_seg) = (
@@ -215,11 +215,13 @@ def write_volumes(folder: Path, record: Record, volumes: Volumes, patch_size: Se
         nnUNetDatasetBlosc2.save_case(
             image, label, properties, str(unfinished / record.case), chunks, blocks, chunks_seg, blocks_seg
         )
+    files = _case_files(folder, record.case)
     write_record(folder, record)
+    return files
 
 
 def write_label(folder: Path, record: Record, volumes: Volumes, patch_size: Sequence[int]) -> None:
-    """Replace a case's label map and places, and its record last."""
+    """Replace a case's label map and class locations, and its record last."""
     blocks, chunks = comp_blosc2_params(volumes.label.shape, tuple(patch_size), volumes.label.itemsize)
     with replacing_all(folder) as unfinished:
         nnUNetDatasetBlosc2.save_seg(volumes.label, str(unfinished / f"{record.case}_seg"), chunks, blocks)
@@ -227,8 +229,7 @@ def write_label(folder: Path, record: Record, volumes: Volumes, patch_size: Sequ
     write_record(folder, record)
 
 
-def files_of(folder: Path, case: str) -> list[Path]:
-    """List a complete case's files."""
+def _case_files(folder: Path, case: str) -> list[Path]:
     return [folder / f"{case}{ending}" for ending in (".b2nd", "_seg.b2nd", ".pkl")] + [_record_file(folder, case)]
 
 
@@ -238,12 +239,12 @@ def write_record(folder: Path, record: Record) -> None:
 
 
 def read_volumes(folder: Path, case: str) -> Volumes:
-    """Read a case of the pool completely."""
+    """Read all of a case."""
     image, label, _, properties = nnUNetDatasetBlosc2(str(folder), [case]).load_case(case)
     return Volumes(np.asarray(image[:]), np.asarray(label[:]), properties)
 
 
 def withdraw(folder: Path, case: str) -> None:
-    """Take a case out of the pool, its record first."""
-    for path in reversed(files_of(folder, case)):
+    """Remove a case from the pool, its record first."""
+    for path in reversed(_case_files(folder, case)):
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Train on the unlabeled pool as well: a share of each batch comes from it, and its ignored voxels carry no loss."""
+"""Train on the unlabeled pool too: a share of each batch comes from it, and its ignored voxels carry no loss."""
 
 from typing import Any
 
@@ -19,17 +19,17 @@ from nnunetv2_freetumor.pool.store import (
 )
 
 LEARNS_FROM_IGNORED = (
-    "The unlabeled pool has voxels that nothing may be learned from, but this trainer's loss learns from them. Use a "
-    "trainer whose loss knows nnU-Net's ignore label, as nnUNetTrainer's own does, or set \"unlabeled_share\": 0 in "
-    "the plans' freetumor section."
+    "The unlabeled pool has voxels that must not be learned from, but this trainer's loss does not ignore them. Use a "
+    "trainer whose loss supports nnU-Net's ignore label, as nnUNetTrainer's does, or set \"unlabeled_share\": 0 in the "
+    "plans' freetumor section."
 )
 
 
 class RegionLoss(nn.Module):
-    """nnU-Net's own loss for targets as its label manager makes them, another one for those with an ignore channel."""
+    """Apply nnU-Net's own loss to targets as its label manager makes them, another to those with an ignore channel."""
 
     def __init__(self, own: nn.Module, ignoring: nn.Module) -> None:
-        """Take both losses."""
+        """Keep both losses."""
         super().__init__()
         self.own, self.ignoring = own, ignoring
 
@@ -43,22 +43,22 @@ class RegionLoss(nn.Module):
 
 
 def check_ignores(loss: nn.Module, output: torch.Tensor, target: torch.Tensor, ignored: torch.Tensor) -> None:
-    """Try a loss on made-up patches, and refuse it where ignored voxels change it or their outputs get a gradient.
+    """Check on a made-up patch that ignored voxels do not change a loss, and that their outputs get no gradient.
 
     Args:
         loss: any segmentation loss.
         output: (b c x y z), of a network.
         target: (b 1 x y z) labels, or (b regions+1 x y z).
-        ignored: (b 1 x y z), where the target says so.
+        ignored: (b 1 x y z), the voxels that the target ignores.
 
     Raises:
-        ValueError: says what to use instead.
+        ValueError: the text says what to use instead.
     """
     output = output.clone().requires_grad_()
     levels = len(loss.weight_factors) if isinstance(loss, DeepSupervisionWrapper) else 0
     try:
         loss([output] * levels, [target] * levels).backward() if levels else loss(output, target).backward()
-    except (RuntimeError, IndexError) as error:  # of a loss that takes the ignore label for a class
+    except (RuntimeError, IndexError) as error:  # the loss takes the ignore label for a class
         raise ValueError(f"{LEARNS_FROM_IGNORED} ({error})") from error
     assert output.grad is not None, "backward has run"
     if output.grad[ignored.expand_as(output)].any() or not output.grad.any():
@@ -66,7 +66,7 @@ def check_ignores(loss: nn.Module, output: torch.Tensor, target: torch.Tensor, i
 
 
 class PoolMixin(nnUNetTrainer):
-    """Draw a share of each training batch from the dataset's pool, where there is one; validation never sees it."""
+    """Draw a share of each training batch from the dataset's pool, if it has one; validation never sees it."""
 
     loss: Any
     label_manager: Any
@@ -83,13 +83,13 @@ class PoolMixin(nnUNetTrainer):
         super().on_train_start()
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
-        """Let regions keep the ignored voxels of the pool in a channel of their own, as nnU-Net does."""
+        """Return nnU-Net's transforms; regions get a channel for the ignored voxels of the pool, as in nnU-Net."""
         if self.pool is not None:
             kwargs["ignore_label"] = ignore_value(self.dataset_json)
         return super().get_training_transforms(*args, **kwargs)
 
     def get_tr_and_val_datasets(self) -> Any:
-        """Get nnU-Net's data sets, the pool added to that for training."""
+        """Return nnU-Net's data sets, with the pool added to the one for training."""
         training, validation = super().get_tr_and_val_datasets()
         if self.pool is None:
             return training, validation
@@ -103,9 +103,9 @@ class PoolMixin(nnUNetTrainer):
         origin = "default: share of all cases, at most a half" if wanted is None else "unlabeled_share"
         counts = ", ".join(f"{name}: {value:.10g}" for name, value in sorted(self.pool.counts.items()))
         self.print_to_log_file(
-            f"FreeTumor: {len(self.pool.cases)} unlabeled cases beside {len(training.identifiers)} labeled ones; "
-            f"{100 * joined.share:.1f} % of the samples come from them ({origin}); taken out of host and loss there: "
-            f"{counts or 'nothing'}"
+            f"FreeTumor: {len(self.pool.cases)} unlabeled cases in addition to {len(training.identifiers)} labeled "
+            f"ones; {100 * joined.share:.1f} % of the samples are unlabeled ({origin}); excluded from their hosts and "
+            f"loss: {counts or 'nothing'}"
         )
         return joined, validation
 
@@ -125,14 +125,14 @@ class PoolMixin(nnUNetTrainer):
             return None
         if found.waiting:
             self.print_to_log_file(
-                f"WARNING: FreeTumor: {found.waiting} unlabeled cases are left out: nobody has looked for tumors in "
-                f"them. Run 'nnUNetv2_freetumor add-unlabeled -d {plans['dataset_name']} -p {plans['plans_name']} -c "
+                f"WARNING: FreeTumor: {found.waiting} unlabeled cases are left out: they have not been checked for "
+                f"tumors. Run 'nnUNetv2_freetumor add-unlabeled -d {plans['dataset_name']} -p {plans['plans_name']} -c "
                 f"{self.configuration_name} --mark-suspects MODEL_FOLDER' with a model trained on this dataset."
             )
         return found if found.cases else None
 
     def _loss_with_ignore(self) -> nn.Module:
-        """Build nnU-Net's loss as for a dataset with an ignore label; without ignored voxels it is the same loss."""
+        """Build nnU-Net's loss as for a dataset with an ignore label; without ignored voxels both losses are equal."""
         own, labels = self.label_manager, self.dataset_json["labels"]
         with_ignore = self.dataset_json | {"labels": labels | {"ignore": ignore_value(self.dataset_json)}}
         self.label_manager = self.plans_manager.get_label_manager(with_ignore)

@@ -1,5 +1,6 @@
 """Cases are worked on wherever there is room: every one exactly once, whoever dies, and with the same result."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -12,21 +13,25 @@ from pathlib import Path
 import pytest
 from cluster_work import (
     Order,
+    count_preparations,
     dask_cluster,
     dask_scheduler,
     dask_workers,
     is_done,
+    is_done_prepared,
     make_orders,
+    preparations,
     running,
     starts,
     wait_for,
     work,
+    work_prepared,
 )
 
 from nnunetv2_freetumor import __version__
 from nnunetv2_freetumor.cluster import local, on_dask
 from nnunetv2_freetumor.cluster import run as cluster
-from nnunetv2_freetumor.cluster.local import DIED, TRIES, attempt
+from nnunetv2_freetumor.cluster.local import DIED, TRIES_PER_CASE, attempt
 from nnunetv2_freetumor.cluster.reports import CaseReport, exit_code, summary_lines
 from nnunetv2_freetumor.cluster.run import run_cases
 
@@ -38,7 +43,7 @@ needs_dask = pytest.mark.skipif(
 CLIENT = """
 import sys
 from cluster_work import is_done, make_orders, work
-from nnunetv2_freetumor.cluster import run_cases
+from nnunetv2_freetumor.cluster.run import run_cases
 run_cases(work, make_orders(sys.argv[1], 12, c5="held"), is_done, scheduler=sys.argv[2])
 """
 
@@ -47,7 +52,7 @@ LOCAL_CLIENT = """
 import sys
 sys.modules["distributed"] = None
 from cluster_work import is_done, make_orders, work
-from nnunetv2_freetumor.cluster import run_cases
+from nnunetv2_freetumor.cluster.run import run_cases
 if __name__ == "__main__":
     run_cases(work, make_orders(sys.argv[1], 2, c0="held", c1="held"), is_done, workers=2)
 """
@@ -91,6 +96,44 @@ def test_a_case_that_is_ordered_again_while_it_is_worked_on_is_done_once(tmp_pat
     assert [report.counts.get("voxels") for report in reports] == [3.0, None]
 
 
+def test_what_all_cases_need_is_prepared_once_and_anew_in_the_next_run(tmp_path):
+    prepare = functools.partial(count_preparations, str(tmp_path))
+    for run in (1, 2):
+        reports = run_cases(work_prepared, make_orders(tmp_path, 3), is_done_prepared, workers=1, prepare=prepare)
+        assert [report.counts["prepared"] for report in reports] == [run] * 3
+        assert preparations(tmp_path) == [os.getpid()] * run
+        for path in tmp_path.glob("c*.txt"):
+            path.unlink()
+
+
+def test_a_worker_that_outlives_a_run_prepares_anew_for_the_next_one(tmp_path):
+    prepare = functools.partial(count_preparations, str(tmp_path))
+    first, second = (cluster.CaseWork(name, work_prepared, is_done_prepared, prepare) for name in ("first", "second"))
+    orders = make_orders(tmp_path, 4)
+    reports = [
+        attempt(*of, order) for of, order in zip([(first, __version__)] * 2 + [(second, __version__)] * 2, orders)
+    ]
+    assert [report.counts["prepared"] for report in reports] == [1, 1, 2, 2]
+
+
+def test_what_cannot_be_prepared_on_a_worker_is_the_report_of_its_cases(tmp_path):
+    work_on = cluster.CaseWork("run", work_prepared, is_done_prepared, functools.partial(int, "no number"))
+    assert attempt(work_on, __version__, Order("c0", str(tmp_path))).state == "failed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_dask", [pytest.param(True, marks=needs_dask), False])
+def test_each_process_prepares_once(tmp_path, with_dask, request):
+    if not with_dask:
+        request.getfixturevalue("without_dask")
+    prepare = functools.partial(count_preparations, str(tmp_path))
+    orders = make_orders(tmp_path, 6, seconds=0.2)
+    reports = run_cases(work_prepared, orders, is_done_prepared, workers=2, prepare=prepare)
+    assert [report.state for report in reports] == ["done"] * 6
+    pids = preparations(tmp_path)
+    assert len(pids) == len(set(pids)) and set(pids) == {os.getpid(), *(int(pid) for _, pid in starts(tmp_path))}
+
+
 def test_reports_are_summed_up():
     reports = [
         CaseReport("a", "done", counts={"voxels": 2, "peak_mib": 5}),
@@ -112,15 +155,15 @@ def test_reports_are_summed_up():
 
 def test_another_version_on_a_worker_is_said():
     report = attempt(work, "9.9", Order("c0", ""))
-    assert report.state == "failed" and "but the command is version 9.9: install the same one" in report.reason
+    assert report.state == "failed" and "but the command has version 9.9: install the same version" in report.reason
 
 
 @pytest.mark.parametrize(
     "options, text",
     [
-        ({"workers": 0}, "--workers must be at least 1 process, but it is 0"),
-        ({"workers": 2, "scheduler": "tcp://a:1"}, "--workers counts processes of this machine, and --scheduler has"),
-        ({"scheduler": "missing.json"}, "must be a scheduler file that is there, or an address .* 'missing.json'"),
+        ({"workers": 0}, "--workers must be at least 1, but it is 0"),
+        ({"workers": 2, "scheduler": "tcp://a:1"}, "--workers starts processes on this machine, and --scheduler uses"),
+        ({"scheduler": "missing.json"}, "must be an existing scheduler file or an address .* 'missing.json'"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(tmp_path, monkeypatch, options, text):
@@ -130,7 +173,7 @@ def test_settings_that_cannot_work_are_refused(tmp_path, monkeypatch, options, t
 
 
 def test_a_scheduler_without_the_extra_ends_in_an_error_that_names_it(tmp_path, without_dask):
-    text = r"--scheduler needs dask.*pip install 'nnunetv2_freetumor\[cluster\]'. Without --scheduler the command runs"
+    text = r"--scheduler needs dask.*pip install 'nnunetv2_freetumor\[cluster\]', or leave --scheduler out to run on"
     with pytest.raises(ValueError, match=text):
         run_cases(work, make_orders(tmp_path), is_done, scheduler="tcp://localhost:8786")
 
@@ -159,7 +202,7 @@ def test_processes_end_with_the_command_that_has_started_them_also_where_it_was_
 
 def test_memory_is_told_only_where_the_system_tells_it(tmp_path, monkeypatch):
     status = tmp_path / "status"
-    monkeypatch.setattr(local, "STATUS", status)
+    monkeypatch.setattr(local, "_STATUS", status)
     for text, told in (("VmHWM:\t2048 kB\n", {"peak_mib": 2}), ("Name:\tpython\n", {}), (None, {})):
         status.unlink(missing_ok=True) if text is None else status.write_text(text)
         counts = attempt(work, __version__, Order("c0", str(tmp_path))).counts
@@ -196,7 +239,9 @@ def _greet(server):
 def test_a_scheduler_file_that_is_none_is_refused(tmp_path, text):
     file = tmp_path / "scheduler.json"
     file.write_text(text)
-    with pytest.raises(ValueError, match="scheduler.json is no scheduler file: it holds no JSON with an 'address'"):
+    with pytest.raises(
+        ValueError, match="scheduler.json is not a scheduler file: it contains no JSON with an 'address'"
+    ):
         run_cases(work, make_orders(tmp_path), is_done, scheduler=str(file))
 
 
@@ -215,7 +260,7 @@ def test_processes_of_this_machine_that_are_not_replaced_end_the_run(monkeypatch
     crew = on_dask._Crew(LonelyClient())
     assert crew.look(3) == 0
     with pytest.raises(
-        ValueError, match="died and could not be replaced; is there enough memory.*Give fewer --workers"
+        ValueError, match="died and could not be replaced, perhaps for lack of memory.*with fewer --workers"
     ):
         crew.look(3)
 
@@ -277,9 +322,11 @@ def test_a_cluster_without_workers_says_so_and_waits_for_one(tmp_path, monkeypat
             late[0].__exit__(None, None, None)
     assert [report.state for report in reports] == ["done"] * 5
     address = json.loads(file.read_text())["address"]
-    assert told[0].startswith("No worker is connected to the dask scheduler, so 5 case(s) wait. Start some: 'dask ")
+    assert told[0].startswith(
+        "No worker is connected to the dask scheduler; 5 case(s) are waiting. Start workers with 'dask "
+    )
     assert f"worker {address} --nthreads 1'" in told[0] and len(told) == 2
-    assert told[1].startswith("A worker process with 3 threads works on one case at a time.")
+    assert told[1].startswith("A dask worker with 3 threads still works on one case at a time.")
 
 
 @pytest.mark.slow
@@ -288,7 +335,9 @@ def test_a_scheduler_that_is_lost_while_a_single_case_waits_ends_the_run(tmp_pat
     file = tmp_path / "scheduler.json"
     with dask_scheduler(file) as scheduler:
         monkeypatch.setattr(on_dask.tqdm, "write", lambda *_, **__: scheduler.kill())
-        with pytest.raises(ValueError, match="connection to the dask scheduler was lost.*goes on with the cases"):
+        with pytest.raises(
+            ValueError, match="connection to the dask scheduler was lost.*to resume with the missing cases"
+        ):
             run_cases(work, make_orders(tmp_path, 1), is_done, scheduler=str(file))
 
 
@@ -303,7 +352,7 @@ def test_processes_that_die_are_replaced_and_their_cases_done(tmp_path, with_das
     assert states(reports) == expected | {"c3": ("failed", DIED), "c5": ("failed", "c5 cannot be read")}
     started = [case for case, _ in starts(tmp_path)]
     assert os.getpid() not in {int(pid) for _, pid in starts(tmp_path)}
-    assert started.count("c1") >= 2 and started.count("c3") >= TRIES
+    assert started.count("c1") >= 2 and started.count("c3") >= TRIES_PER_CASE
     assert len(results(tmp_path)) == 6 and not list(tmp_path.glob(".unfinished*"))
 
 
@@ -371,5 +420,7 @@ def test_a_scheduler_that_is_lost_ends_the_run_and_says_how_to_go_on(tmp_path):
             if not killed:
                 killed.append(scheduler.kill())
 
-        with pytest.raises(ValueError, match="connection to the dask scheduler was lost.*goes on with the cases"):
+        with pytest.raises(
+            ValueError, match="connection to the dask scheduler was lost.*to resume with the missing cases"
+        ):
             run_cases(work, make_orders(tmp_path, 6, seconds=0.2), is_done, scheduler=str(file), on_done=kill)

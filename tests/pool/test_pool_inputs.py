@@ -2,7 +2,6 @@
 
 import json
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from nnunetv2_freetumor.cluster.reports import CaseReport, summary_lines
 from nnunetv2_freetumor.experiments.bench.data import CONFIGURATION, DATASET, PLANS
 from nnunetv2_freetumor.plan import SECTION
 from nnunetv2_freetumor.pool import command, store, suspects
+from nnunetv2_freetumor.pool.context import Job
 from nnunetv2_freetumor.pool.images import find_images
 
 pytest_plugins = ["pools"]
@@ -88,7 +88,7 @@ def test_a_name_that_nnunet_gives_to_label_maps_is_refused(place):
     place.add("x", *scan(1))
     place.add("x_seg", *scan(2))
     assert place.run() == 1
-    assert place.reasons()["x_seg"] == "name taken: nnU-Net calls label maps NAME_seg; rename the file"
+    assert place.reasons()["x_seg"] == "name taken: nnU-Net reserves NAME_seg for label maps; rename the file"
     label = store.read_volumes(place.pool, "x").label
     assert set(np.unique(label)) <= {-1, 0, 1, 3}
 
@@ -98,7 +98,7 @@ def test_a_scan_under_several_names_counts_once(place, capsys):
         place.add(case, *scan(1))
     place.add("c", *scan(2))
     assert place.run() == 0
-    assert "1 case(s) hold the same scan as another one under another name" in capsys.readouterr().out
+    assert "1 case(s) are duplicates of other pool cases; duplicate scans count once" in capsys.readouterr().out
     assert open_pool(place).cases == ("a", "c")
     (place.images / "c.nii.gz").rename(place.images / "z.nii.gz")
     (place.hosts / "c.nii.gz").rename(place.hosts / "z.nii.gz")
@@ -122,7 +122,7 @@ def test_plans_that_share_preprocessed_arrays_share_the_pool_and_others_are_refu
         {"preprocessor_name": "Other"},
         {"spacing": [1, 1, 1]},
     ):
-        with pytest.raises(ValueError, match="was made for other plans"):
+        with pytest.raises(ValueError, match="was made for other plans or labels"):
             open_pool(place, **change)
 
 
@@ -139,7 +139,9 @@ def test_a_run_that_ends_before_the_labeled_images_are_read_leaves_no_pool(place
     assert open_pool(place) is None
     assert place.run() == 0 and open_pool(place).cases == ("a",)
     (place.pool / store.CONTENTS).unlink()
-    with pytest.raises(ValueError, match="has lost labeled_contents.json.* Give the last 'nnUNetv2_freetumor add-unl"):
+    with pytest.raises(
+        ValueError, match="has lost labeled_contents.json.* Repeat the last 'nnUNetv2_freetumor add-unl"
+    ):
         open_pool(place)
     assert place.run() == 0 and open_pool(place).cases == ("a",)
 
@@ -159,7 +161,9 @@ def test_nothing_that_says_where_the_hosts_are_ends_before_any_scan_is_read(plac
 )
 def test_marking_refuses_options_that_would_do_nothing(options, place):
     flag = "--" + next(iter(options)).replace("_", "-")
-    with pytest.raises(ValueError, match=f"--mark-suspects looks at the cases that the pool holds, and {flag} would"):
+    with pytest.raises(
+        ValueError, match=f"--mark-suspects only checks cases that are already in the pool, so {flag} would"
+    ):
         command.add_unlabeled_command(DATASET, mark_suspects="m", **options)
 
 
@@ -175,8 +179,7 @@ def test_one_process_works_with_a_model_on_a_gpu(options, workers, place, monkey
     monkeypatch.setattr(command, "choose_device", lambda _: torch.device("cuda"))
     given = []
     monkeypatch.setattr(command, "check_cluster", lambda *_: None)
-    monkeypatch.setattr(command.options, "check_job", lambda *_, **__: None)
-    monkeypatch.setattr(command, "load_model", lambda *_: SimpleNamespace(name="m"))
+    monkeypatch.setattr(command.options, "job_for", lambda asked, *_, **__: Job(asked))
     monkeypatch.setattr(command, "run_cases", lambda *_, **settings: given.append(settings["workers"]) or [])
     place.add("a", *scan(1))
     command.add_unlabeled_command(DATASET, str(place.images), hosts=str(place.hosts), **options)
@@ -188,7 +191,10 @@ def test_a_label_map_whose_values_the_name_map_does_not_name_is_refused(place):
     names = place.root / "names.json"
     names.write_text('{"liver": "liver"}')
     assert place.run(name_map=str(names)) == 1
-    assert 'is a label map, and --name-map names none of its values, as {"5": "liver"}' in place.reasons()["a"]
+    assert (
+        'is a label map, but --name-map translates none of its values: add some, as in {"5": "liver"}'
+        in place.reasons()["a"]
+    )
 
 
 def test_holes_that_open_into_the_scans_first_slices_are_holes_and_dents_are_none():

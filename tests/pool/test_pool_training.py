@@ -22,8 +22,8 @@ from nnunetv2_freetumor.files.cases import Case
 from nnunetv2_freetumor.generator_training.trainer import nnUNetTrainerFreeTumorGenerator
 from nnunetv2_freetumor.plan import SECTION, Section, read_section, to_json
 from nnunetv2_freetumor.pool import command, masks, store
-from nnunetv2_freetumor.pool.images import reoriented
 from nnunetv2_freetumor.pool.model import Model, has_met_lesions, predict_labels
+from nnunetv2_freetumor.pool.preprocessing import reoriented
 
 pytest_plugins = ["pools"]
 REAL_LABELS = {"background": 0, "liver": 1, "tumor": 2}
@@ -90,7 +90,7 @@ def test_half_of_the_samples_come_from_a_large_pool_and_none_in_validation(place
     share = np.mean([str(key).startswith(store.MARK) for keys in batches for key in keys])
     assert 0.35 < share < 0.65
     assert {str(k) for _ in range(10) for k in next(made.dataloader_val)["keys"]} == {"case_0"}
-    assert "FreeTumor: 3 unlabeled cases beside 1 labeled ones; 50.0 % of the samples" in log(made)
+    assert "FreeTumor: 3 unlabeled cases in addition to 1 labeled ones; 50.0 % of the samples" in log(made)
     assert "default: share of all cases, at most a half" in log(made) and "cases with holes: 3" in log(made)
     assert "cases with voxels taken out: 3" in log(made) and "ml of holes: 0.864" in log(made)
     taken = 3 * int((store.read_volumes(place.pool, "u0").label == 3).sum())
@@ -102,7 +102,7 @@ def test_a_pool_that_may_hold_a_newer_labeled_case_ends_before_the_first_epoch(p
     names = json.loads((place.pool / store.CONTENTS).read_text())
     del names["case_0"]  # which is validated on
     (place.pool / store.CONTENTS).write_text(json.dumps(names))
-    with pytest.raises(ValueError, match="has not been compared with 1 labeled case.s. .case_0 "):
+    with pytest.raises(ValueError, match="has not been compared with 1 newer labeled case.s. .case_0 "):
         make(place).on_train_start()
 
 
@@ -151,7 +151,7 @@ def test_cases_that_nobody_has_looked_at_are_left_out_and_the_log_says_so(place)
     made = make(place)
     made.on_train_start()
     assert list(made.dataloader_train.data_loader.indices) == ["case_1"]
-    assert "WARNING: FreeTumor: 3 unlabeled cases are left out: nobody has looked" in log(made)
+    assert "WARNING: FreeTumor: 3 unlabeled cases are left out: they have not been checked for tumors" in log(made)
     assert f"add-unlabeled -d {DATASET} -p {PLANS} -c {CONFIGURATION} --mark-suspects" in log(made)
 
 
@@ -250,7 +250,7 @@ class LeavesIgnoredOut(trainer.FreeTumorMixin):
 def test_a_trainer_whose_loss_learns_from_ignored_voxels_is_refused_before_the_loaders_start(kind, place):
     fill(place, cases=1)
     made = make(place, kind)
-    with pytest.raises(ValueError, match="this trainer's loss learns from them. Use a trainer whose loss knows"):
+    with pytest.raises(ValueError, match="this trainer's loss does not ignore them. Use a trainer whose loss supports"):
         made.on_train_start()
     assert made.dataloader_train is None
     make(place, kind, unlabeled_share=0.0).on_train_start()
@@ -334,7 +334,7 @@ def test_a_generator_plants_into_the_pools_organs_and_its_card_says_so(place):
     made.train_step(only)
     assert made._terms.steps == before + 1
     assert made.make_card("none").training_data.endswith("fold 0, and the organs of 3 unlabeled cases")
-    assert "3 unlabeled cases beside 1 labeled ones" in log(made)
+    assert "3 unlabeled cases in addition to 1 labeled ones" in log(made)
 
 
 def model_that_says(place, label, kind=nnUNetTrainer):
@@ -357,7 +357,7 @@ def test_a_trained_model_finds_hosts_and_clears_what_it_has_looked_at(place, cap
     assert place.run(hosts=False, tumor_free=False, host_model=model) == 0
     name = f"{Path(model).name}/fold_0"
     assert place.records()["a"]["cleared"].startswith(name)
-    assert f"WARNING: {model} has found no tumor in any of these 1 case(s)" in capsys.readouterr().out
+    assert f"WARNING: {model} found no tumor in any of these 1 case(s)" in capsys.readouterr().out
     assert (store.read_volumes(place.pool, "a").label == 1).all()
     model_that_says(place, 2)
     assert place.run(hosts=False, tumor_free=False, host_model=model, annotates=["liver"]) == 1
@@ -385,9 +385,9 @@ def test_a_trained_model_marks_suspects_and_a_case_that_is_all_suspect_waits(pla
     assert place.reasons() == {"u0": "no host in view: all of it may be tumor"}
     assert place.records()["u0"]["cleared"] == ""
     model_that_says(place, 1)
-    assert "has found no tumor" not in capsys.readouterr().out
+    assert "found no tumor" not in capsys.readouterr().out
     assert place.run(**second_round) == 0 and place.records()["u0"]["cleared"].startswith(f"{Path(model).name}/fold_0 ")
-    assert f"WARNING: {model} has found no tumor in any of these 1 case(s). Does it find" in capsys.readouterr().out
+    assert f"WARNING: {model} found no tumor in any of these 1 case(s). Check that it finds" in capsys.readouterr().out
     plans = json.loads((Path(model) / "plans.json").read_text())
     plans["configurations"][CONFIGURATION]["spacing"] = [5.0, 2.0, 2.0]
     (Path(model) / "plans.json").write_text(json.dumps(plans))
@@ -402,7 +402,7 @@ def test_a_model_that_has_never_been_shown_a_tumor_clears_nothing(place):
     assert place.run(hosts=False, tumor_free=False, host_model=model) == 0
     assert place.records()["a"]["cleared"] == ""
     for options in ({"judge": model, "tumor_free": False}, {"images": None, "hosts": False, "mark_suspects": model}):
-        with pytest.raises(ValueError, match="has never been shown a tumor: no case of this dataset holds one"):
+        with pytest.raises(ValueError, match="has never seen a tumor: no case of this dataset contains one"):
             place.run(**options)
 
 

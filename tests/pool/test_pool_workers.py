@@ -12,8 +12,8 @@ from nnunetv2_freetumor import cli
 from nnunetv2_freetumor.experiments.bench.data import DATASET
 from nnunetv2_freetumor.pool import command as unlabeled
 from nnunetv2_freetumor.pool import store
+from nnunetv2_freetumor.pool.case import is_added
 from nnunetv2_freetumor.pool.command import add_unlabeled_command
-from nnunetv2_freetumor.pool.orders import is_done
 
 pytest_plugins = ["cluster_work", "pools"]
 pytestmark = pytest.mark.usefixtures("time_limit")
@@ -81,9 +81,9 @@ def test_one_and_two_workers_give_the_same_arrays_and_properties(place, with_das
     assert place.records() == records
 
 
-def let_go(gate, order):
-    """Look whether a case is done, and let go of case15 only after it has been looked at."""
-    found = is_done(order)
+def let_go(gate, context, order):
+    """Check whether a case is done, and let go of case15 only after it has been checked."""
+    found = is_added(context, order)
     if order.case == "case15":
         gate.touch()
     return found
@@ -110,7 +110,7 @@ def test_a_killed_worker_and_a_killed_client_leave_every_case_there_exactly_once
         made = {path: path.stat().st_mtime_ns for path in records.glob("*.json")}
         assert 5 <= len(made) < 16 and (place.root / "killed").exists()
         assert [*place.pool.glob(store.UNFINISHED)]  # of the killed worker
-        monkeypatch.setattr(unlabeled, "is_done", functools.partial(let_go, place.root / "go"))
+        monkeypatch.setattr(unlabeled, "is_added", functools.partial(let_go, place.root / "go"))
         assert_same(alone, add_all(place, scheduler=str(file)))
     endings = ("{}.b2nd", "{}_seg.b2nd", "{}.pkl", "records/{}.json")
     expected = {ending.format(case) for case in alone for ending in endings}
@@ -122,6 +122,4 @@ def test_a_killed_worker_and_a_killed_client_leave_every_case_there_exactly_once
 @pytest.mark.parametrize("command", ["add-unlabeled -d 1 -i x", "synthesize-dataset -d 1 -o Dataset901_X"])
 def test_a_scheduler_without_the_extra_is_an_error_of_both_commands(command, without_dask, capsys):
     assert cli.main([*command.split(), "--scheduler", "tcp://localhost:8786"]) == 2
-    assert (
-        "--scheduler needs dask, which is not installed here. Install the extra: pip install" in capsys.readouterr().err
-    )
+    assert "--scheduler needs dask, which is not installed here. Install it with pip install" in capsys.readouterr().err

@@ -3,7 +3,10 @@
 import functools
 import hashlib
 import json
+import pickle
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,14 +17,19 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from pools import LIVER, SHAPE, SPACING_MM, scan
 from scipy import ndimage
 
+from nnunetv2_freetumor import __version__
+from nnunetv2_freetumor.cluster.local import attempt
+from nnunetv2_freetumor.cluster.run import CaseWork
 from nnunetv2_freetumor.experiments.bench.data import CONFIGURATION, DATASET, PLANS
 from nnunetv2_freetumor.files import hashes
 from nnunetv2_freetumor.files.cases import read_case
 from nnunetv2_freetumor.files.hashes import content_hash
 from nnunetv2_freetumor.pool import case as pool_case
-from nnunetv2_freetumor.pool import command, orders, store, suspects
+from nnunetv2_freetumor.pool import command, context, store, suspects, target
 from nnunetv2_freetumor.pool import options as pool_options
-from nnunetv2_freetumor.pool.images import find_images
+from nnunetv2_freetumor.pool.images import ImageFile, find_images
+from nnunetv2_freetumor.pool.marking import MarkOrder
+from nnunetv2_freetumor.pool.model import Model
 
 pytest_plugins = ["pools"]
 
@@ -120,9 +128,9 @@ def test_a_name_map_translates_mask_names_and_values(place):
     names.write_text('{"segment_7": "liver", "5": "Liver"}')
     assert place.run(name_map=str(names)) == 0
     names.write_text('{"5": "lever"}')
-    with pytest.raises(ValueError, match="no single label 'lever'; its labels are 'liver', 'tumor'"):
+    with pytest.raises(ValueError, match="no label 'lever' with a single value; its labels are 'liver', 'tumor'"):
         place.run(name_map=str(names))
-    with pytest.raises(ValueError, match="--name-map must be a JSON file, but there is no file .*missing.json"):
+    with pytest.raises(ValueError, match="--name-map must be a JSON file, but .*missing.json does not exist"):
         place.run(name_map=str(place.root / "missing.json"))
 
 
@@ -205,7 +213,9 @@ def test_a_pool_of_other_plans_is_refused(place):
     place.run()
     plans, _, dataset_json = _plans(place)
     plans["configurations"][CONFIGURATION]["spacing"] = [5.0, 2.0, 2.0]
-    with pytest.raises(ValueError, match="was made for other plans .plans_hash .* Delete that folder and run"):
+    with pytest.raises(
+        ValueError, match="was made for other plans or labels .plans_hash .* Delete that folder and run"
+    ):
         store.open_pool(place.pool, plans, CONFIGURATION, dataset_json)
     stamp = json.loads((place.pool / store.STAMP).read_text())
     (place.pool / store.STAMP).write_text(json.dumps(stamp | {"plans_hash": "0"}))
@@ -215,19 +225,43 @@ def test_a_pool_of_other_plans_is_refused(place):
 
 def test_a_worker_that_outlives_a_run_works_with_the_plans_and_cases_of_the_next_one(place):
     place.add("a", *scan(1))
-    job = orders.Job(str(place.dataset), PLANS, CONFIGURATION, hosts=str(place.hosts), tumor_free=True)
-    order = orders.Order("a", str(place.images / "a.nii.gz"), ("a",), job)
-    assert place.run() == 0 and pool_case.add_case(order).state == "done"
+    choice = target.PlansChoice(str(place.dataset), PLANS, CONFIGURATION)
+    job = context.Job(context.Asked(choice, context.HostSource(masks=str(place.hosts)), tumor_free=True))
+
+    def work_of(run, case):
+        done = lambda *_: False  # noqa: E731
+        work = CaseWork(run, pool_case.add_case, done, functools.partial(context.JobContext, job))
+        return attempt(work, __version__, ImageFile(case, str(place.images / f"{case}.nii.gz"), (case,)))
+
+    assert place.run() == 0 and work_of("first", "a").state == "done"
     shutil.rmtree(place.pool)
     place.change_labels({"background": 0, "liver": 1, "tumor": 2, "spleen": 3})
     shutil.copy(place.images / "a.nii.gz", place.root / "raw" / DATASET / "imagesTr" / "case_2_0000.nii.gz")
     place.add("b", *scan(2))
     place.run()  # writes stamp and contents, as the client does
-    assert pool_case.add_case(order).reason.startswith("duplicate of a labeled case: case_2_0000.nii.gz")
+    assert work_of("second", "a").reason.startswith("duplicate of a labeled case: case_2_0000.nii.gz")
     store.withdraw(place.pool, "b")
-    assert pool_case.add_case(order._replace(case="b", image=str(place.images / "b.nii.gz"))).counts[
-        "cases with unannotated classes"
-    ]
+    assert work_of("second", "b").counts["cases with unannotated classes"]
+
+
+def test_orders_are_small_and_a_context_is_built_from_what_travels(place):
+    choice = target.PlansChoice(str(place.dataset), PLANS, CONFIGURATION)
+    job = context.Job(context.Asked(choice, context.HostSource(masks=str(place.hosts))))
+    assert len(pickle.dumps((ImageFile("a", "/a.nii.gz", ("a",)), MarkOrder("a"), job))) < 1000
+    assert pickle.loads(pickle.dumps(functools.partial(context.JobContext, job))).args == (job,)
+
+
+def test_a_model_is_loaded_once_for_all_cases_and_masks_are_listed_once_for_each(place, judge, monkeypatch):
+    for case, seed in {"a": 1, "b": 2}.items():
+        place.add(case, *scan(seed))
+    loaded, listed = [], []
+    list_masks = pool_case.list_masks
+    monkeypatch.setattr(context, "load_model", lambda path, _: loaded.append(path) or fake_model())
+    monkeypatch.setattr(pool_case, "list_masks", lambda c, file: listed.append(file.case) or list_masks(c, file))
+    assert place.run(tumor_free=False, judge="model") == 0
+    assert loaded == [str(Path("model").absolute())] and listed == ["a", "b"]
+    assert place.run(tumor_free=False, judge="model") == 0
+    assert len(loaded) == 1, "nothing is left to do"
 
 
 def label_one(place, image):
@@ -251,10 +285,12 @@ def test_a_pool_that_was_not_compared_with_a_labeled_case_is_not_trained_on(plac
     assert place.run() == 0
     store.check_compared(place.pool, ["case_0", "case_1"])
     label_one(place, "a")
-    with pytest.raises(ValueError, match="not been compared with 1 labeled case.s. .case_2 .*'nnUNetv2_freetumor add-"):
+    with pytest.raises(
+        ValueError, match="not been compared with 1 newer labeled case.s. .case_2 .*'nnUNetv2_freetumor add-"
+    ):
         store.check_compared(place.pool, ["case_0", "case_2"])
     assert store.open_pool(place.pool, *_plans(place)).cases == ("a",)
-    where = orders.read_place(str(place.dataset), PLANS, CONFIGURATION)
+    where = target.read_dataset(target.PlansChoice(str(place.dataset), PLANS, CONFIGURATION))
     hashes.labeled_contents(command._labeled_images(where), place.pool / store.CONTENTS)  # and was killed after that
     store.check_compared(place.pool, ["case_0", "case_2"])
     found = store.open_pool(place.pool, *_plans(place))
@@ -268,13 +304,13 @@ def test_the_labeled_images_are_those_that_nnunet_knows(place):
     for case in ("seen", "unseen"):
         (raw / "imagesTs" / f"{case}_0000.nii.gz").touch()
     (raw / "labelsTs" / "seen.nii.gz").touch()
-    where = orders.read_place(str(place.dataset), PLANS, CONFIGURATION)
+    where = target.read_dataset(target.PlansChoice(str(place.dataset), PLANS, CONFIGURATION))
     expected = {f"case_{i}": raw / "imagesTr" / f"case_{i}_0000.nii.gz" for i in range(2)}
     test = {"test seen": raw / "imagesTs" / "seen_0000.nii.gz"}
     assert command._labeled_images(where) == expected | test
     listed = {"x": {"images": ["other/x.nii.gz", "other/y.nii.gz"], "label": "z.nii.gz"}}
     file.write_text(json.dumps(json.loads(file.read_text()) | {"dataset": listed}))
-    where = orders.read_place(str(place.dataset), PLANS, CONFIGURATION)
+    where = target.read_dataset(target.PlansChoice(str(place.dataset), PLANS, CONFIGURATION))
     assert command._labeled_images(where) == {"x": raw / "other" / "x.nii.gz"} | test
 
 
@@ -321,7 +357,8 @@ def test_cases_whose_image_mask_or_model_has_changed_are_made_again(place, judge
     assert made_by(place.run) == ["c"]
     with_judge = functools.partial(place.run, tumor_free=False, judge="model")
     assert made_by(with_judge) == ["a", "b", "c"] and made_by(with_judge) == []
-    monkeypatch.setattr(FakeModel, "name", "Judge/fold_0 trained on")
+    monkeypatch.setattr(context, "load_model", lambda *_: fake_model("Judge/fold_0 trained on"))
+    monkeypatch.setattr(pool_options, "load_model", lambda *_: fake_model("Judge/fold_0 trained on"))
     assert made_by(with_judge) == ["a", "b", "c"]
 
 
@@ -337,16 +374,16 @@ def test_a_case_whose_mask_is_gone_stays_in_the_pool_as_it_was(place):
     assert place.run() == 1
     assert before.items() < digest(place.pool / "records").items() and list(place.records()) == ["a", "b"]
     assert place.reasons()["a"].startswith("no host mask: neither")
-    assert place.reasons()["a"].endswith("; what an earlier run made of it stays")
+    assert place.reasons()["a"].endswith("; the case from an earlier run was kept")
 
 
 def test_a_case_that_may_be_tumor_all_over_leaves_the_pool(place, judge, monkeypatch):
     place.add("a", *scan(1))
     assert place.run() == 0
     everywhere = lambda _model, image, _names: np.ones(image.shape[1:], dtype=bool)  # noqa: E731
-    monkeypatch.setattr(pool_case, "predict_lesions", everywhere)
+    monkeypatch.setattr(suspects, "predict_lesions", everywhere)
     assert place.run(tumor_free=False, judge="model") == 1
-    said = "no host in view: all of it may be tumor; what an earlier run made of it was taken out"
+    said = "no host in view: all of it may be tumor; the case from an earlier run was removed"
     assert place.reasons()["a"] == said and place.records() == {}
     assert store.open_pool(place.pool, *_plans(place)).cases == ()
 
@@ -355,7 +392,10 @@ def test_unlabeled_is_not_healthy_and_cases_wait_until_somebody_has_looked(place
     place.add("a", *scan(1))
     assert place.run(tumor_free=False) == 0
     said = capsys.readouterr().out
-    assert "1 case(s) wait" in said and f"-d {DATASET} -c {CONFIGURATION} -p {PLANS} --mark-suspects MODEL" in said
+    assert (
+        "1 case(s) are held back" in said
+        and f"-d {DATASET} -c {CONFIGURATION} -p {PLANS} --mark-suspects MODEL" in said
+    )
     found = store.open_pool(place.pool, *_plans(place))
     assert found.cases == () and found.waiting == 1
     assert place.run(tumor_free=True) == 0  # the word is a setting: the case is made again with it
@@ -396,13 +436,9 @@ def test_the_margin_is_measured_from_the_nearest_marked_voxel_wherever_it_lies()
     assert marked.sum() > 10 and np.array_equal(suspects.within_mm(marked, 5.0, spacing_mm), expected)
 
 
-class FakeModel:
-    """Calls one block of the liver tumor."""
-
-    name = "Judge/fold_0"
-
-    class segmenter:
-        labels = {"background": 0, "liver": 1, "tumor": 2}
+def fake_model(name="Judge/fold_0"):
+    """Make a model that is never run."""
+    return Model(name, SimpleNamespace(labels={"background": 0, "liver": 1, "tumor": 2}), None, {}, "")
 
 
 @pytest.fixture
@@ -412,11 +448,10 @@ def judge(monkeypatch):
         found[11, 19, 21] = True
         return found
 
-    for module in (pool_case, pool_options, command):
-        monkeypatch.setattr(module, "load_model", lambda *_: FakeModel)
-    monkeypatch.setattr(pool_options, "check_judge", lambda *_: None)
-    monkeypatch.setattr(pool_options, "met_lesions", lambda *_: True)
-    monkeypatch.setattr(pool_case, "predict_lesions", _lesions)
+    for module in (context, pool_options):
+        monkeypatch.setattr(module, "load_model", lambda *_: fake_model())
+    monkeypatch.setattr(pool_options, "_check_judge", lambda *_: None)
+    monkeypatch.setattr(suspects, "predict_lesions", _lesions)
 
 
 def test_a_judges_suspects_are_taken_out_at_once_or_in_a_second_round_alike(place, judge):
@@ -426,11 +461,14 @@ def test_a_judges_suspects_are_taken_out_at_once_or_in_a_second_round_alike(plac
     assert at_once.label[0][11, 19, 21] == 3 and place.records()["a"]["cleared"] == "Judge/fold_0"
     assert place.run(tumor_free=False) == 0
     assert (load(place, "a").label[0][LIVER] == 1).all() and place.records()["a"]["cleared"] == ""
+    taken, of_judge = "voxels taken out with their margin", "suspects"
+    names = ["cases with voxels taken out", taken, f"cases with {of_judge}", f"ml of {of_judge}"]
     for _ in range(2):
         assert place.run(images=None, tumor_free=False, hosts=False, mark_suspects="model") == 0
         assert np.array_equal(load(place, "a").label, at_once.label)
         assert place.records()["a"]["cleared"] == "Judge/fold_0"
         assert place.records()["a"]["counts"]["ml of suspects"] == 0.016
+        assert list(place.records()["a"]["counts"]) == names, "in one order, whatever Python's hashes are"
     assert place.run(tumor_free=False) == 0 and place.records()["a"]["cleared"] == "Judge/fold_0"  # marks stay
 
 
@@ -505,7 +543,7 @@ def test_another_scan_of_the_same_name_takes_no_ones_place(place):
     write_volume(scan(2)[0], other / "a.nii.gz", SPACING_MM)
     assert place.run(images=str(other)) == 1 and digest(place.pool / "records") == before
     assert place.reasons()["a"] == (
-        f"name taken: {place.images / 'a.nii.gz'} is another scan of that name; rename one of the files"
+        f"name taken: {place.images / 'a.nii.gz'} is a different scan with this name; rename one of the files"
     )
     write_volume(scan(1)[0], other / "a.nii.gz", SPACING_MM)  # the same scan, moved
     assert place.run(images=str(other)) == 0 and place.records()["a"]["source"] == str(other / "a.nii.gz")
@@ -562,14 +600,14 @@ def test_one_image_takes_totalsegmentators_output_folder_as_it_is(place):
     ("options", "message"),
     [
         ({"images": None}, "Give either -i with images to add, or --mark-suspects"),
-        ({"hosts": "nowhere"}, "--hosts must be a folder with masks, but .*nowhere is not there"),
+        ({"hosts": "nowhere"}, "--hosts must be a folder with masks, but .*nowhere does not exist"),
         (
             {"images": "nowhere", "hosts": "."},
-            "-i must be an image or a folder with images, but .*nowhere is not there",
+            "-i must be an image or a folder with images, but .*nowhere does not exist",
         ),
         ({"judge": "Trainer__Plans__3d_fullres"}, "There is no trained model .*fold_0. Train it with"),
-        ({"annotates": ["spleen"]}, "no single label 'spleen'"),
-        ({"configuration": "2d"}, "nnUNetPlans.json has no configuration '2d': 3d_fullres"),
+        ({"annotates": ["spleen"]}, "no label 'spleen' with a single value"),
+        ({"configuration": "2d"}, "nnUNetPlans.json has no configuration '2d'. It has: 3d_fullres"),
     ],
 )
 def test_what_cannot_work_ends_before_any_case(options, message, place):
