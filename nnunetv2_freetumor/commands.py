@@ -28,9 +28,9 @@ class Command(NamedTuple):
     options: tuple[Option, ...] = ()
 
 
-DATASET = Option("-d", "dataset", "dataset number or name", required=True)
-CONFIGURATION = Option("-c", "configuration", "nnU-Net configuration (default: 3d_fullres)")
-PLANS = Option("-p", "plans_name", "name of the plans (default: nnUNetPlans)")
+_DATASET = Option("-d", "dataset", "dataset number or name", required=True)
+_CONFIGURATION = Option("-c", "configuration", "nnU-Net configuration (default: 3d_fullres)")
+_PLANS = Option("-p", "plans_name", "name of the plans (default: nnUNetPlans)")
 DEVICE = Option("-device", "device", "cpu or cuda (default: cuda if available)")
 SEED = Option("--seed", "seed", "random seed (default: 0)", int)
 SCHEDULER = Option("--scheduler", "scheduler", "address or scheduler file of a running dask cluster")
@@ -41,8 +41,8 @@ COMMANDS = {
         "planning.section:plan_command",
         "derive the freetumor section from the dataset and write it into the plans",
         (
-            DATASET,
-            PLANS,
+            _DATASET,
+            _PLANS,
             Option("--widen-window", "widen", "widen a clip window that hides tumors, even after preprocessing", bool),
         ),
     ),
@@ -50,9 +50,9 @@ COMMANDS = {
         "offline.preview:preview_command",
         "plot before/after/mask pictures of lesions planted into preprocessed training cases",
         (
-            DATASET,
-            CONFIGURATION,
-            PLANS,
+            _DATASET,
+            _CONFIGURATION,
+            _PLANS,
             Option("-o", "output", "folder for the pictures", required=True),
             Option("-n", "count", "number of lesions (default: 6)", int),
             SEED,
@@ -88,7 +88,7 @@ COMMANDS = {
             Option("--prior", "prior", "with -i: bundled prior: liver, pancreas, kidney, lung ..."),
             Option("--host", "host", "with -i: labels of the host organ in the masks", int, many=True),
             Option("--tumor", "tumor", "with -i: label of the planted tumors", int),
-            PLANS,
+            _PLANS,
             SEED,
             Option("--generator", "generator", "texture, auto, or name or file of a generator (default: texture)"),
             Option("--remake", "remake", "recreate a case from its provenance file"),
@@ -169,7 +169,7 @@ COMMANDS = {
         "pool.command:add_unlabeled_command",
         "add CT without labels to a dataset's pool for training, or mark suspects in the pool",
         (
-            DATASET,
+            _DATASET,
             Option("-i", "images", "CT to add: one file, or a folder with files or DICOM series"),
             Option(
                 "--hosts", "hosts", "folder with host masks, as CASE.nii.gz or as CASE/ORGAN.nii.gz (TotalSegmentator)"
@@ -182,8 +182,8 @@ COMMANDS = {
             Option(
                 "--mark-suspects", "mark_suspects", "instead of -i: like --judge, for the cases already in the pool"
             ),
-            CONFIGURATION,
-            PLANS,
+            _CONFIGURATION,
+            _PLANS,
             SCHEDULER,
             WORKERS,
             DEVICE,
@@ -192,7 +192,7 @@ COMMANDS = {
     "doctor": Command(
         "doctor:doctor_command",
         "check the installation and print how to fix what is wrong",
-        (Option("-d", "dataset", "also check this dataset's freetumor section and clip window"), PLANS),
+        (Option("-d", "dataset", "also check this dataset's freetumor section and clip window"), _PLANS),
     ),
     "trainer-path": Command("cli:print_trainer_path", "print the folder for nnU-Net's nnUNet_extTrainer"),
     "demo": Command(
@@ -206,8 +206,8 @@ COMMANDS = {
         (
             Option("-o", "output", "folder of the study; give it again to continue", required=True),
             Option("-d", "dataset", "prepared dataset with imagesTs and labelsTs (default: a cohort of CT phantoms)"),
-            CONFIGURATION,
-            PLANS,
+            _CONFIGURATION,
+            _PLANS,
             Option("--labeled", "labeled", "numbers of labeled training cases (default: 4 8 16)", int, many=True),
             Option("--label-free-cases", "label_free_cases", "label-free cases, 0 for none (default: 6)", int),
             Option("--seeds", "seeds", "random seeds, each a repetition of everything (default: 3)", int),

@@ -91,6 +91,21 @@ def test_no_module_is_a_drawer_or_a_script(path):
     assert "__main__" not in path.read_text(encoding="utf-8")
 
 
+def test_calls_of_our_own_functions_name_what_comes_behind_the_fourth_argument():
+    found = [node for path in SOURCES for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef)]
+    classes = [node for path in SOURCES for node in parse(path).body if isinstance(node, ast.ClassDef)]
+    own = {node.name for node in [*found, *classes]} - {node.name for node in found if node.args.vararg}
+    own -= {"reshape"}  # of tensors
+    long = []
+    for path in SOURCES:
+        for call in (node for node in ast.walk(parse(path)) if isinstance(node, ast.Call)):
+            name = getattr(call.func, "id", getattr(call.func, "attr", ""))
+            plain = [value for value in call.args if not isinstance(value, ast.Starred)]
+            if name in own and len(plain) > 4 and len(plain) == len(call.args):
+                long.append(f"{path.name}:{call.lineno} {name}")
+    assert not long
+
+
 def underscored(node, context):
     """Name the members with an underscore in front that a class stores in, or reads from, itself."""
     return {

@@ -23,7 +23,7 @@ class HasCase(Protocol):
 
     @property
     def case(self) -> str:
-        """Name the case."""
+        """Return the name of the case."""
 
 
 _Case = TypeVar("_Case", bound=HasCase)

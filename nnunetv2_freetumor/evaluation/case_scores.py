@@ -78,14 +78,14 @@ def score_case(
         predictions=_describe_predictions(
             predictions,
             matching,
-            None if probability is None else probability[box],
-            _shares_in(organ[box], predictions) if pair.host else np.full(len(predictions.voxels), math.nan),
-            grid,
+            likely=None if probability is None else probability[box],
+            in_host=_shares_in(organ[box], predictions) if pair.host else np.full(len(predictions.voxels), math.nan),
+            grid=grid,
         ),
         probability=math.nan if probability is None else float(probability.max()),
         sweep=None
         if probability is None
-        else _sweep(truth, organ if pair.host else None, probability, grid.voxel_ml, rule),
+        else _sweep(truth, organ if pair.host else None, probability=probability, voxel_ml=grid.voxel_ml, rule=rule),
     )
 
 

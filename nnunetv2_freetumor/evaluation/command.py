@@ -63,7 +63,7 @@ def evaluate_command(
     people = read_patients(patients)
     cohorts = {OURS: open_cohort(references, predictions, labels, chill=chill, patients=people)}
     if other is not None:
-        cohorts[OTHER] = _open_other(references, other, labels, cohorts[OURS], chill)
+        cohorts[OTHER] = _open_other(references, other, labels=labels, ours=cohorts[OURS], chill=chill)
     if external is not None:
         cohorts[EXTERNAL] = open_cohort(*_two(external), labels, chill=chill, patients=people)
     if images is not None:
@@ -76,7 +76,9 @@ def evaluate_command(
         seed=seed,
         folders={name: _as_text(value) for name, value in folders.items() if value is not None},
         notes=_notes(cohorts, labels),
-        pairs=tuple(_summarize(index, labels, scores, rule, seed) for index in range(len(labels.pairs))),
+        pairs=tuple(
+            _summarize(index, labels, scores=scores, rule=rule, seed=seed) for index in range(len(labels.pairs))
+        ),
     )
     write_evaluation(evaluation, folder / _JSON)
     write_csv(evaluation, folder / _CSV)
@@ -126,9 +128,9 @@ def _score(
     """Check every case of all cohorts, then score them."""
     files = [item for cohort in cohorts.values() for item in cohort.files]
     with several_processes(min(processes, len(files))) as executor:
-        map_cases(partial(check_files, labels=labels), files, executor, "checking", "Lower -np.")
+        map_cases(partial(check_files, labels=labels), files, executor=executor, title="checking", advice="Lower -np.")
         work = partial(score_files, labels=labels, rule=rule)
-        done = iter(map_cases(work, files, executor, "scoring", "Lower -np."))
+        done = iter(map_cases(work, files, executor=executor, title="scoring", advice="Lower -np."))
     return {name: [next(done) for _ in cohort.files] for name, cohort in cohorts.items()}
 
 

@@ -153,7 +153,7 @@ def open_cohort(
             f"{references} and {predictions} have no case in common: their files *{ending} are {_some(there)} and "
             f"{_some(predicted)}. Give a folder with reference label maps and one with predictions of the same cases."
         )
-    _check_complete(references, predictions, there, predicted, chill)
+    _check_complete(references, predictions, there=there, predicted=predicted, chill=chill)
     if lacking := sorted(set(only) - predicted):
         raise ValueError(
             f"{predictions} must hold every case that it is compared on, but it lacks {_some(lacking)}. Predict them "
@@ -171,9 +171,9 @@ def open_cohort(
         PredictedCase(
             case,
             str((patients or {}).get(case, case)),
-            Path(references) / f"{case}{ending}",
-            Path(predictions) / f"{case}{ending}",
-            Path(predictions) / f"{case}.npz",
+            reference=Path(references) / f"{case}{ending}",
+            prediction=Path(predictions) / f"{case}{ending}",
+            probabilities=Path(predictions) / f"{case}.npz",
         )
         for case in chosen
     )

@@ -74,7 +74,13 @@ def match(lesions: Components, predictions: Components, min_iou: float) -> Match
     matched, assigned = overlaps.lesions[chosen], overlaps.predictions[chosen]
     partners[matched], shared[matched], best[matched] = assigned, overlaps.voxels[chosen], iou[chosen]
     covered = np.bincount(overlaps.lesions, overlaps.voxels, number).astype(int)
-    return Matching(partners, shared, best, covered, _kinds(len(predictions.voxels), overlaps.touching, assigned))
+    return Matching(
+        partners,
+        shared,
+        iou=best,
+        covered_voxels=covered,
+        kinds=_kinds(len(predictions.voxels), overlaps.touching, assigned),
+    )
 
 
 def _overlaps(lesions: Components, predictions: Components) -> _Overlaps:

@@ -86,8 +86,8 @@ def _pair(result: PairResult, rule: Rule, cohort: Cohort, images: Path | None) -
     )
     parts += [picture(png, caption, size) for png, caption, size in plots if png is not None]
     mine = result.scores[OURS]
-    parts += _mistakes("Largest missed lesions", worst_misses(mine), result, cohort, images)
-    parts += _mistakes("Largest false positives", worst_alarms(mine), result, cohort, images)
+    parts += _mistakes("Largest missed lesions", worst_misses(mine), result=result, cohort=cohort, images=images)
+    parts += _mistakes("Largest false positives", worst_alarms(mine), result=result, cohort=cohort, images=images)
     return [*parts, _case_table(mine)]
 
 
@@ -167,11 +167,12 @@ def froc_figure(result: PairResult, rule: Rule) -> bytes | None:
     figure = Figure(figsize=(9, 3.8), facecolor="white", layout="constrained")
     whole, by_size = figure.subplots(1, 2, sharey=True)
     for source, points in curves.items():
-        _plot_curve(whole, points, ALL_SIZES, _COLORS[source], source, band=True)
+        _plot_curve(whole, points, name=ALL_SIZES, color=_COLORS[source], title=source, band=True)
     source, points = next(iter(curves.items()))
     for name, color in zip(size_names(rule.bounds_mm), _SIZE_COLORS * 9):
         if points[0].sensitivity[name].count:
-            _plot_curve(by_size, points, name, color, f"{name} (n={points[0].sensitivity[name].count})", band=False)
+            title = f"{name} (n={points[0].sensitivity[name].count})"
+            _plot_curve(by_size, points, name=name, color=color, title=title, band=False)
     whole.set(ylabel="share of lesions found", title="all lesions, with interval")
     by_size.set(title=f"by size ({source})")
     for axes in (whole, by_size):

@@ -101,10 +101,10 @@ def paired_difference(
     swapped = statistic(np.hstack([1 - swaps, swaps])) - statistic(np.hstack([swaps, 1 - swaps]))
     value = float(swapped[0])
     if math.isnan(value):
-        return Difference(math.nan, math.nan, math.nan, math.nan, 0)
+        return Difference(math.nan, math.nan, high=math.nan, p=math.nan, count=0)
     low, high = np.nanpercentile(resampled, _PERCENTILES).tolist() if resamples.shape[1] > 1 else (math.nan, math.nan)
     p = float(np.mean(np.abs(swapped) >= abs(value) - _ROUNDING))
-    return Difference(value, low, high, p, count)
+    return Difference(value, low, high=high, p=p, count=count)
 
 
 def unpaired_difference(first: Estimate, second: Estimate) -> Difference:
@@ -117,7 +117,7 @@ def unpaired_difference(first: Estimate, second: Estimate) -> Difference:
     down = math.hypot(second.value - second.low, first.high - first.value)
     up = math.hypot(second.high - second.value, first.value - first.low)
     count = 0 if math.isnan(value) else second.count
-    return Difference(value, value - down, value + up, math.nan, count)
+    return Difference(value, value - down, high=value + up, p=math.nan, count=count)
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:

@@ -51,7 +51,17 @@ def score_files(files: PredictedCase, labels: Labels, rule: Rule) -> tuple[CaseS
         probability = read_probability(files.probabilities, labels, pair, guess) if files.probabilities else None
         spacing_mm = tuple(map(float, reference.spacing_mm))
         scores.append(
-            score_case(files.case, files.patient, pair, truth, guess, spacing_mm, rule, probability, labels.ignore)
+            score_case(
+                files.case,
+                files.patient,
+                pair=pair,
+                reference=truth,
+                prediction=guess,
+                spacing_mm=spacing_mm,
+                rule=rule,
+                probability=probability,
+                ignore=labels.ignore,
+            )
         )
     return tuple(scores)
 

@@ -4,7 +4,7 @@ SYNTHETIC = "synthetic_"
 
 
 def synthetic_name(source: str, number: int) -> str:
-    """Name a case that is made from a real one."""
+    """Return the name of a case that is made from a real one."""
     return f"{SYNTHETIC}{source}_{number:02d}"
 
 

@@ -89,7 +89,14 @@ def make_case(order: SyntheticOrder) -> CaseReport:
         reason = planting.shortfall or "there is no room for any lesion"
         return CaseReport(order.case, "skipped", f"{order.source.image}: {reason}")
     source = {"case": order.source.case, "dataset": order.dataset, **inputs.names_and_hashes}
-    written = record(order.case, source, order.settings, planting.lesions, planting.image, planting.label)
+    written = record(
+        order.case,
+        source,
+        settings=order.settings,
+        planted=planting.lesions,
+        image=planting.image,
+        label=planting.label,
+    )
     _check_expected(order, written["result"], "result")
     files = synthetic_files(order)
     cases.write_case(planting.image, files.image)

@@ -53,7 +53,7 @@ def synthesize_dataset(
         given = {"-d": dataset, "-n": per_case > 1, "--lesions": lesions, "--prior": prior, "--host": host}
         given |= {"--tumor": tumor, "--seed": seed, "--scheduler": scheduler, "--workers": workers}
         _check_alone({"-device": device != "cpu", "-p": plans_name != "nnUNetPlans", **given})
-        return _remake(remake, output, images, hosts, generator)
+        return _remake(remake, output, images=images, hosts=hosts, generator=generator)
     check_cluster(scheduler, workers)
     if scheduler is None or device not in ("cpu", "cuda"):  # a cluster's workers may have what this machine lacks
         choose_device(device)
@@ -63,15 +63,17 @@ def synthesize_dataset(
     if written is None and preprocessed is not None:
         synthetic_splits.check_place(preprocessed)
     edited = synthetic_splits.edited_splits(splits_at, written) if written else []
-    sources = _sources(dataset, images, hosts, plans_name, prior, host, tumor)
-    orders = synthetic_orders.make_orders(sources, folder, Request(per_case, lesions, seed, generator, device))
+    sources = _sources(dataset, images, hosts=hosts, plans_name=plans_name, prior=prior, host=host, tumor=tumor)
+    orders = synthetic_orders.make_orders(
+        sources, folder, Request(per_case, lesions, seed=seed, generator=generator, device=device)
+    )
     print(*orders.choices, sep="\n")
     dataset_folder.prepare_folder(folder, orders)
     dataset_folder.remove_stale(sources, orders, folder)
     dataset_folder.copy_real_cases(sources, folder)
     if workers is None and scheduler is None and device == "cuda":
         workers = 1  # one process for a GPU
-    reports = run_cases(make_case, orders.orders, is_made, scheduler, workers, title="planting")
+    reports = run_cases(make_case, orders.orders, done=is_made, scheduler=scheduler, workers=workers, title="planting")
     reports = [*sources.unusable, *reports]
     notes = _finish(sources, orders, folder, [] if edited else splits_at)
     notes += [f"{path} was edited by hand; left unchanged." for path in edited]
@@ -95,7 +97,7 @@ def _check_alone(given: dict[str, Any]) -> None:
 
 def _remake(provenance: str, output: str, images: str | None, hosts: str | None, generator: str) -> int:
     """Recreate one case from its provenance and compare the voxels with it."""
-    order = synthetic_orders.order_again(provenance, output, images, hosts, generator)
+    order = synthetic_orders.order_again(provenance, output, images=images, hosts=hosts, generator=generator)
     if (Path(output) / "dataset.json").exists():
         raise ValueError(
             f"{output} is a dataset, and its splits do not include {order.case}. Choose another folder with -o."
@@ -120,7 +122,7 @@ def _sources(
     tumor: int | None,
 ) -> Sources:
     if dataset is None and images is not None and hosts is not None:
-        return from_folders(images, hosts, prior, host or (), tumor)
+        return from_folders(images, hosts, prior=prior, host=host or (), tumor=tumor)
     if dataset is None or images is not None or hosts is not None:
         raise ValueError("Give either -d DATASET, or both -i IMAGES and -l HOSTS.")
     if prior is not None or host is not None or tumor is not None:

@@ -45,7 +45,7 @@ def synthesize_case(
     target = make_target(_prior(prior, diameter_mm), hosts, tumor)
     section = _section(target, generator, seed, lesions)
     chosen = choose_device(device)
-    choices = choice.choose_generators(section, {}, "", None, [])
+    choices = choice.choose_generators(section, {}, configuration="", fold=None, validation_cases=[])
     (renderer,) = choice.build_generators(choices, section, SLICE_AXIS, chosen)
     folder = cases.check_writable(output)
     name = case_name(Path(image))

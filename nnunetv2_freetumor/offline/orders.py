@@ -49,7 +49,7 @@ def make_orders(sources: Sources, folder: Path, request: Request) -> Orders:
             raise ValueError(f"{flag} must be at least 1, but it is {value}.")
     section = case_section(sources.section, request.seed)
     asked = dataclasses.replace(section, generator=request.generator)
-    choices = generator_choice.choose_generators(asked, {}, "", None, [])
+    choices = generator_choice.choose_generators(asked, {}, configuration="", fold=None, validation_cases=[])
     generators = tuple(map(generator_file, choices))
     retired = {
         name: always for name, (always, _) in RETIRED.items()
@@ -63,7 +63,7 @@ def make_orders(sources: Sources, folder: Path, request: Request) -> Orders:
         **request._asdict(),
     }
     orders = [
-        _order(sources, source, number, str(folder), request, generators)
+        _order(sources, source, number=number, folder=str(folder), request=request, generators=generators)
         for source in sources.cases
         for number in range(request.per_case)
     ]
@@ -80,7 +80,14 @@ def _order(
     lesions = request.lesions or lesion_count(sources.section.targets[0].prior, uniform)
     settings = PlantingSettings(case_section(sources.section, seed), lesions, generators, request.device)
     name, ending = synthetic_name(source.case, number), sources.dataset_json["file_ending"]
-    return SyntheticOrder(name, source, sources.dataset, Destination(folder, ending), settings, sources.labels)
+    return SyntheticOrder(
+        name,
+        source,
+        dataset=sources.dataset,
+        destination=Destination(folder, ending),
+        settings=settings,
+        labels=sources.labels,
+    )
 
 
 def order_again(provenance: str, folder: str, images: str | None, hosts: str | None, generator: str) -> SyntheticOrder:
@@ -97,7 +104,9 @@ def order_again(provenance: str, folder: str, images: str | None, hosts: str | N
     settings = recorded.settings._replace(generators=generators)
     dataset = recorded.source["dataset"]
     destination = Destination(folder, ending)
-    return SyntheticOrder(recorded.case, source, dataset, destination, settings, expected=tuple(expected))
+    return SyntheticOrder(
+        recorded.case, source, dataset=dataset, destination=destination, settings=settings, expected=tuple(expected)
+    )
 
 
 def _find_source(recorded: Recorded, images: str | None, hosts: str | None) -> tuple[Source, str]:

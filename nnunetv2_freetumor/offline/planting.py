@@ -61,7 +61,7 @@ def plant(
     """
     spacing_mm = (image.spacing_mm[0], image.spacing_mm[1], image.spacing_mm[2])
     assert len(generators) == len(section.targets), "one generator for each target"
-    found = _in_view(image, label, section, generators, device)
+    found = _in_view(image, label, section=section, generators=generators, device=device)
     if small := [reason for seen in found if (reason := _too_small(seen, spacing_mm))]:
         found = [seen for seen in found if not _too_small(seen, spacing_mm)]
         if not found:
@@ -93,7 +93,7 @@ def _in_view(
     for target, generator in zip(section.targets, generators):
         _check_type(label, target.tumor_label)
         try:
-            host = find_host(image, label, target, spacing_mm, device)
+            host = find_host(image, label, target=target, spacing_mm=spacing_mm, device=device)
         except ValueError as error:
             errors.append(error)
             continue

@@ -57,9 +57,13 @@ def preview_command(
         command = preprocess_command(plans, [configuration])
         raise ValueError(f"{data} holds no preprocessed cases. Run\n{command}")
     section = always_planting(planning.section_for_training(plans, dataset_json))
-    chosen = generator_choice.choose_generators(section, plans, configuration, None, [])
+    chosen = generator_choice.choose_generators(
+        section, plans, configuration=configuration, fold=None, validation_cases=[]
+    )
     print(*generator_choice.choice_lines(chosen), sep="\n")
-    pictures = _pictures(data, settings, _synthesizer(settings, section, plans, chosen), plans, count, seed)
+    pictures = _pictures(
+        data, settings, synthesizer=_synthesizer(settings, section, plans, chosen), plans=plans, count=count, seed=seed
+    )
     if not pictures:
         raise ValueError(
             f"There was no room for any lesion in the cases of {data}. Check that their hosts are labeled and large."
@@ -95,7 +99,9 @@ def _pictures(
     pictures: list[Picture] = []
     with tqdm(total=count, desc="planting", unit="lesion", disable=None) as progress:
         for attempt in range(_PATCHES_PER_LESION * count):
-            patch = _patch(cases, str(order[attempt % len(order)]), settings, synthesizer.section, chance)
+            patch = _patch(
+                cases, str(order[attempt % len(order)]), settings=settings, section=synthesizer.section, chance=chance
+            )
             found = _plant(patch, synthesizer, rng, plans["transpose_forward"])[: count - len(pictures)]
             pictures += found
             progress.update(len(found))
@@ -118,7 +124,13 @@ def _patch(cases: Any, case: str, settings: ConfigurationManager, section: Secti
     outer = (0, *map(slice, outer_start, np.minimum(stop + margin, shape)))
     inner = tuple(map(slice, start - outer_start, stop - outer_start))
     direction = properties.get("sitk_stuff", {}).get("direction")
-    return _Patch(case, np.asarray(image[outer], np.float32), np.asarray(label[outer], np.int16), inner, direction)
+    return _Patch(
+        case,
+        np.asarray(image[outer], np.float32),
+        label=np.asarray(label[outer], np.int16),
+        inner=inner,
+        direction=direction,
+    )
 
 
 def _plant(

@@ -73,7 +73,7 @@ def from_dataset(dataset: str, plans_name: str) -> Sources:
             "dataset that they were made from."
         )
     kept = {key: value for key, value in dataset_json.items() if key not in ("dataset", "name", "numTraining")}
-    return Sources(cases, section, kept, folder.name, read_splits(folder))
+    return Sources(cases, section, dataset_json=kept, dataset=folder.name, splits=read_splits(folder))
 
 
 def list_training_cases(dataset_name: str) -> Listed:

@@ -152,7 +152,13 @@ def _measure_all(cases: list[CaseFiles], targets: tuple[Target, ...], num_proces
 
     with several_processes(min(num_processes, len(cases))) as executor:
         work = partial(_measure_files, targets=targets)
-        return map_cases(work, cases, executor, "Measuring real tumors", "Set nnUNet_def_n_proc to fewer processes.")
+        return map_cases(
+            work,
+            cases,
+            executor=executor,
+            title="Measuring real tumors",
+            advice="Set nnUNet_def_n_proc to fewer processes.",
+        )
 
 
 def _measure_files(case: CaseFiles, targets: tuple[Target, ...]) -> Notes:

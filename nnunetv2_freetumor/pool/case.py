@@ -30,7 +30,9 @@ def add_case(context: JobContext, file: ImageFile) -> CaseReport:
         (counts.ISLANDS, excluded.islands_ml),
         (counts.UNANNOTATED, 0 if excluded.complete else preprocessed.unannotated),
     )
-    record = store.Record(file.case, file.path, settings, context.cleared_by, scan.content, found)
+    record = store.Record(
+        file.case, file.path, settings=settings, cleared=context.cleared_by, content=scan.content, counts=found
+    )
     return write(context, record, judged.volumes, scan.bytes_in + masks.bytes_in)
 
 
@@ -72,7 +74,7 @@ def write(context: JobContext, record: store.Record, volumes: store.Volumes, byt
 
 
 def _earlier_case(context: JobContext, file: ImageFile, earlier: store.Record | None, error: Unusable) -> str:
-    """Say what happens to the case that an earlier run made of this image; remove it if it must not be trained on."""
+    """Describe what happens to the case that an earlier run made of this image; remove it if it must not be trained on."""
     if earlier is None or earlier.source != file.path:
         return ""
     if not isinstance(error, Unfit):

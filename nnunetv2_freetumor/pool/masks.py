@@ -74,7 +74,9 @@ def find_hosts(context: JobContext, file: ImageFile, files: MaskFiles, image: Ca
     if context.host_model is not None:
         masks = predict_masks(context.host_model, image, known, dict(hosts.name_map))
     elif hosts.masks:
-        masks = _read_masks(Path(hosts.masks) / file.masks[0], files, image, known, dict(hosts.name_map))
+        masks = _read_masks(
+            Path(hosts.masks) / file.masks[0], files, image=image, known=known, name_map=dict(hosts.name_map)
+        )
     else:
         masks = Masks(np.zeros(image.array.shape, dtype=np.int16), frozenset())
     check_host(image, _host_voxels(context.dataset, image, masks.label), context.window_hu)

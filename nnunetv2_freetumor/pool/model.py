@@ -54,7 +54,7 @@ def load_model(path: str, device: str) -> Model:
     settings = manager.get_configuration(configuration)
     predictor.manual_initialization(network, manager, settings, [network.state_dict()], dataset_json, "", None)
     digest = hashlib.sha256((folder / f"fold_{fold}" / CHECKPOINT).read_bytes()).hexdigest()[:8]
-    return Model(f"{segmenter.name} {digest}", segmenter, predictor, plans, configuration)
+    return Model(f"{segmenter.name} {digest}", segmenter, predictor=predictor, plans=plans, configuration=configuration)
 
 
 def _fold(path: Path) -> tuple[Path, str]:

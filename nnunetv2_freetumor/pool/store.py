@@ -167,7 +167,7 @@ def open_pool(folder: Path, plans: dict[str, Any], configuration: str, dataset_j
     for record in used.values():
         counts.update(record.counts)
     cases = tuple(sorted(record.case for record in used.values()))
-    return Pool(folder, cases, len(waiting), len(records) - len(used) - len(waiting), dict(counts))
+    return Pool(folder, cases, waiting=len(waiting), again=len(records) - len(used) - len(waiting), counts=dict(counts))
 
 
 def check_compared(folder: Path, labeled: Iterable[str]) -> None:

@@ -41,4 +41,12 @@ def read_dataset(choice: PlansChoice) -> DatasetPlans:
     labels = pool_labels(section, dataset_json, store.ignore_value(dataset_json))
     configuration = manager.get_configuration(choice.configuration)
     pool = store.pool_folder(folder, plans, choice.configuration)
-    return DatasetPlans(pool, plans, dataset_json, manager, configuration, section, labels)
+    return DatasetPlans(
+        pool,
+        plans,
+        dataset_json=dataset_json,
+        manager=manager,
+        configuration=configuration,
+        section=section,
+        labels=labels,
+    )

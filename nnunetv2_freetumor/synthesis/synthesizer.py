@@ -91,7 +91,9 @@ class Synthesizer:
             stay = [fine & verdict.stays for fine, verdict in zip(good, verdicts)]
             composed = self._compose(image, label, rendered, stay)
         lesions = [
-            Lesion(one.proposal.site, change, one.visible, verdict.recognized, verdict.accepted)
+            Lesion(
+                one.proposal.site, change, visible=one.visible, recognized=verdict.recognized, accepted=verdict.accepted
+            )
             for one, change, verdict in zip(rendered, composed.changes, verdicts)
         ]
         counts = count_lesions(proposals.placement.samples, lesions)

@@ -201,7 +201,7 @@ def test_one_process_works_on_one_gpu_unless_somebody_wants_more(
 ):
     asked = []
     monkeypatch.setattr(command, "choose_device", lambda name: torch.device(name))
-    monkeypatch.setattr(command, "run_cases", lambda *args, **_: asked.append(args[4]) or [])
+    monkeypatch.setattr(command, "run_cases", lambda *_, **settings: asked.append(settings["workers"]) or [])
     make(tmp_path, **folders, **(FOLDER_SETTINGS | {"workers": workers}), device=device)
     assert asked == [expected]
 

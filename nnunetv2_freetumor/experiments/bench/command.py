@@ -38,9 +38,15 @@ class Setup(NamedTuple):
 
 
 SETUPS = {
-    "cpu": Setup(Layout((48, 96, 96), (4.0, 2.0, 2.0), (32, 64, 64), (32, 64, 128, 256)), 1, 8, 4, 2),
+    "cpu": Setup(
+        Layout((48, 96, 96), (4.0, 2.0, 2.0), (32, 64, 64), (32, 64, 128, 256)), 1, rounds=8, iterations=4, warm_up=2
+    ),
     "cuda": Setup(
-        Layout((192, 192, 192), (1.0, 0.8, 0.8), (128, 128, 128), (32, 64, 128, 256, 320, 320)), 8, 8, 20, 20
+        Layout((192, 192, 192), (1.0, 0.8, 0.8), (128, 128, 128), (32, 64, 128, 256, 320, 320)),
+        8,
+        rounds=8,
+        iterations=20,
+        warm_up=20,
     ),
 }
 
@@ -60,7 +66,7 @@ class Timed(NamedTuple):
     ms: float
 
 
-class Turn(NamedTuple):
+class Block(NamedTuple):
     """One trainer's turn."""
 
     times_ms: list[float]  # by iteration
@@ -158,9 +164,9 @@ def _start(trainer_class: type[nnUNetTrainer], preprocessed: Path, kind: str) ->
     return trainer
 
 
-def _by_turns(a: nnUNetTrainer, b: nnUNetTrainer, setup: Setup) -> tuple[list[Turn], list[Turn]]:
+def _by_turns(a: nnUNetTrainer, b: nnUNetTrainer, setup: Setup) -> tuple[list[Block], list[Block]]:
     """Let two trainers take turns, in alternating order."""
-    blocks: dict[nnUNetTrainer, list[Turn]] = {a: [], b: []}
+    blocks: dict[nnUNetTrainer, list[Block]] = {a: [], b: []}
     for trainer in (a, b):
         _block(trainer, setup.warm_up)
     for index in tqdm(range(setup.rounds), desc="plain and FreeTumor by turns"):
@@ -169,14 +175,14 @@ def _by_turns(a: nnUNetTrainer, b: nnUNetTrainer, setup: Setup) -> tuple[list[Tu
     return blocks[a], blocks[b]
 
 
-def _block(trainer: nnUNetTrainer, iterations: int) -> Turn:
+def _block(trainer: nnUNetTrainer, iterations: int) -> Block:
     """Time whole iterations, waiting for the loader included."""
     time.sleep(SETTLE_S)
     _forget_peak(trainer.device)
     steps = [
         _timed(lambda: trainer.train_step(next(trainer.dataloader_train)), trainer.device) for _ in range(iterations)
     ]
-    return Turn([step.ms for step in steps], _peak_mib(trainer.device))
+    return Block([step.ms for step in steps], _peak_mib(trainer.device))
 
 
 def _parts(trainer: FreeTumorMixin, setup: Setup) -> tuple[Spread, Spread]:

@@ -85,7 +85,9 @@ def make_bundled_command(
     chosen = choose_device(device).type
     root = check_writable(output).resolve()
     raw, plans_file = _folders(root)
-    steps = _steps(raw, plans_file, pairs, CUDA_CHANGES if chosen == "cuda" else CPU_CHANGES, chosen)
+    steps = _steps(
+        raw, plans_file, pairs=pairs, changes=CUDA_CHANGES if chosen == "cuda" else CPU_CHANGES, device=chosen
+    )
     runner = Runner(root, environment(root), len(steps))
     for step in steps:
         runner.run(step)

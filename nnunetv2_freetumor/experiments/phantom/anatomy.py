@@ -86,7 +86,9 @@ def paint_trunk(scene: Scene, thin: int, hu: dict[str, float], rng: np.random.Ge
     flat.paint(EVERYWHERE, cavity, -98.0)
     scene.hu[:] = np.repeat(flat.hu, thin, axis=0)
     fields = [np.repeat(f.astype(np.float32), thin, axis=0) for f in (surface, cavity, _dome(x, y))]
-    return Trunk(scene, hu, rng, fields[0], fields[1], (scene.z - fields[2]) * np.float32(0.62))
+    return Trunk(
+        scene, hu, rng=rng, surface=fields[0], cavity=fields[1], diaphragm=(scene.z - fields[2]) * np.float32(0.62)
+    )
 
 
 def _trunk_surface(x: NDArray, y: NDArray, z: NDArray) -> NDArray:
@@ -138,7 +140,7 @@ def _paint_lungs(trunk: Trunk) -> None:
     x, y, z = scene.coordinates(crop)
     cavity, diaphragm = trunk.cavity[crop], trunk.diaphragm[crop]
     middle = unite(ellipse(x, y, (0, 52), (30, 30)), ellipse(x, y, (8, 22), (22, 24)), 10)
-    middle = unite(middle, ellipsoid(x, y, z, (16, -34, 122), (70, 48, 60)), 8)
+    middle = unite(middle, ellipsoid(x, y, z, center=(16, -34, 122), radii=(70, 48, 60)), 8)
     middle = unite(middle, ellipse(x, y, (0, -75), (20, 30)), 14)
     scene.paint(crop, np.maximum(np.abs(diaphragm) - 1.4, cavity + 1), trunk.hu["muscle"])
     scene.paint(crop, np.maximum(np.maximum(cavity, 1.4 - diaphragm), middle - 6), -60.0)
@@ -150,11 +152,11 @@ def _paint_heart(trunk: Trunk) -> None:
     scene = trunk.scene
     crop = scene.crop((-70, -95, 55), (100, 30, 190))
     x, y, z = scene.coordinates(crop)
-    heart = ellipsoid(x, y, z, (18, -34, 126), (58, 40, 54))
+    heart = ellipsoid(x, y, z, center=(18, -34, 126), radii=(58, 40, 54))
     heart = intersect(heart, -trunk.diaphragm[crop] + 3, 6)
     scene.paint(crop, heart, trunk.hu["muscle"] + 0.35 * (trunk.hu["heart"] - 42))
     for center, radii in (((38, -30, 128), (24, 22, 36)), ((-6, -44, 130), (26, 20, 42)), ((2, -4, 138), (26, 13, 30))):
-        scene.paint(crop, np.maximum(ellipsoid(x, y, z, center, radii), heart + 4), trunk.hu["heart"])
+        scene.paint(crop, np.maximum(ellipsoid(x, y, z, center=center, radii=radii), heart + 4), trunk.hu["heart"])
     for path, radius, tissue in (([(-2, 4, 60), (-4, 8, 130)], 6.5, "gut_wall"),):
         found = tube(scene, path, [radius, radius])
         scene.paint(found.crop, found.distance, trunk.hu[tissue] - 15)
@@ -185,8 +187,8 @@ def _paint_spine(trunk: Trunk) -> None:
             ((side * 18, 69, 0), (side * 42, 74, 2), (5, 3.5)),
             ((side * 18, 72, 8), (side * 18, 74, -14), (5.5, 5.5)),
         ):
-            vertebra = unite(vertebra, capsule(x, y, local, a, b, radii), 3)
-    vertebra = unite(vertebra, capsule(x, y, local * 0.45, (0, 80, -3), (0, 99, -5), (4, 4.5)), 3)
+            vertebra = unite(vertebra, capsule(x, y, local, a=a, b=b, radii=radii), 3)
+    vertebra = unite(vertebra, capsule(x, y, local * 0.45, a=(0, 80, -3), b=(0, 99, -5), radii=(4, 4.5)), 3)
     vertebra = intersect(vertebra, -canal, 1)
     scene.paint(crop, vertebra, 520.0, ORGANS["bone"])
     marrow = ndimage.gaussian_filter(trunk.rng.standard_normal(x.shape, dtype=np.float32), 0.8) * 160

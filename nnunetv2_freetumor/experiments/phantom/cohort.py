@@ -32,7 +32,15 @@ class Mix(NamedTuple):
         rng = np.random.default_rng((self.seed, number, 1))
         tumor_free = self.tumor_free_every > 0 and index % self.tumor_free_every == self.tumor_free_every - 1
         lesions = 0 if tumor_free else int(rng.integers(few, most + 1))
-        return CaseSpec(folder, case, part, (self.seed, number), lesions, self.crop_mm, self.options)
+        return CaseSpec(
+            folder,
+            case,
+            part=part,
+            seed=(self.seed, number),
+            lesions=lesions,
+            crop_mm=self.crop_mm,
+            options=self.options,
+        )
 
 
 class CaseSpec(NamedTuple):
@@ -75,7 +83,9 @@ def write_cohort(
         options: further arguments of `make_phantom`, such as phase, family, pixel_mm.
     """
     root = Path(folder)
-    mix = _check(Mix(seed, lesions, tumor_free_every, crop_mm, {**options, "host": host}))
+    mix = _check(
+        Mix(seed, lesions, tumor_free_every=tumor_free_every, crop_mm=crop_mm, options={**options, "host": host})
+    )
     for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         check_writable(root / name)
     _make(list(_specify_all(root, cases, test_cases, mix)), processes)
@@ -105,10 +115,15 @@ def write_test_cases(
     keeps the cases that are already there.
     """
     root = Path(folder)
-    mix = _check(Mix(seed, lesions, tumor_free_every, crop_mm, {**options, "host": host}))
+    mix = _check(
+        Mix(seed, lesions, tumor_free_every=tumor_free_every, crop_mm=crop_mm, options={**options, "host": host})
+    )
     for name in ("imagesTs", "labelsTs"):
         check_writable(root / name)
-    specs = [mix.specify(root, f"test_{index:03d}", "Ts", TEST_SEEDS_FROM + index, index) for index in range(cases)]
+    specs = [
+        mix.specify(root, f"test_{index:03d}", part="Ts", number=TEST_SEEDS_FROM + index, index=index)
+        for index in range(cases)
+    ]
     _make([spec for spec in specs if not (resume and _label_path(spec).is_file())], processes)
 
 
@@ -129,7 +144,7 @@ def _check(mix: Mix) -> Mix:
 def _specify_all(root: Path, cases: int, test_cases: int, mix: Mix) -> Iterator[CaseSpec]:
     for number in range(cases + test_cases):
         part, index = ("Tr", number) if number < cases else ("Ts", number - cases)
-        yield mix.specify(root, f"phantom_{number:03d}", part, number, index)
+        yield mix.specify(root, f"phantom_{number:03d}", part=part, number=number, index=index)
 
 
 def _make(specs: list[CaseSpec], processes: int) -> None:
@@ -166,4 +181,6 @@ def _box(label: np.ndarray, spacing_mm: tuple[float, ...], crop_mm: float | None
 
 def _as_case(phantom: Phantom, array: np.ndarray, box: list[list[int]]) -> Case:
     z, y, x = (at + bounds[0] * step for at, bounds, step in zip(phantom.grid.origin_mm, box, phantom.grid.spacing_mm))
-    return Case(array[bounding_box_to_slice(box)], phantom.grid.spacing_mm, (x, y, z), IDENTITY, Path())
+    return Case(
+        array[bounding_box_to_slice(box)], phantom.grid.spacing_mm, origin_mm=(x, y, z), direction=IDENTITY, path=Path()
+    )

@@ -117,8 +117,8 @@ def grow_in_case(
     phase = _PORTAL_VENOUS if host_hu >= ENHANCED_FROM_HU else _UNENHANCED
     biology = tumors.draw_biology(family, phase, host_hu, rng)
     structure = _structure(hu, host, image.spacing_mm)
-    for start in choose_seeds(host, grid, lesions, diameter_mm, rng):
-        crop, cover, grown_hu = grow_at(start, host, grid, family, biology, rng)
+    for start in choose_seeds(host, grid, count=lesions, diameter_mm=diameter_mm, rng=rng):
+        crop, cover, grown_hu = grow_at(start, host, grid=grid, family=family, biology=biology, rng=rng)
         hu[crop] += cover * (grown_hu - structure[crop])
         structure[crop] += cover * (grown_hu - structure[crop])
         label[crop][cover >= 0.5] = 2

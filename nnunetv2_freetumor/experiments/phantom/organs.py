@@ -113,8 +113,8 @@ def _paint_spleen(trunk: Trunk) -> None:
     scene = trunk.scene
     crop = scene.crop((40, -40, -40), (140, 95, 100))
     x, y, z = scene.coordinates(crop)
-    spleen = ellipsoid(x, y, z, (84, 36, 36), (42, 58, 54))
-    spleen = intersect(spleen, -ellipsoid(x, y, z, (42, 2, 34), (46, 52, 64)), 8)
+    spleen = ellipsoid(x, y, z, center=(84, 36, 36), radii=(42, 58, 54))
+    spleen = intersect(spleen, -ellipsoid(x, y, z, center=(42, 2, 34), radii=(46, 52, 64)), 8)
     spleen = intersect(intersect(spleen, trunk.cavity[crop] + 2, 4), trunk.diaphragm[crop] + 3, 4)
     scene.paint(crop, spleen, trunk.hu["spleen"], ORGANS["spleen"])
 
@@ -126,13 +126,13 @@ def _paint_kidneys(trunk: Trunk) -> None:
         x, y, z = scene.coordinates(crop)
         u, v, w = x - side * (64 - 0.14 * (z - cz)), y - 40 + 0.16 * (z - cz), z - cz
         p, q = (u * side * 0.85 + v * 0.53), (v * 0.85 - u * side * 0.53)
-        kidney = ellipsoid(p, q, w, (0, 0, 0), (28, 24, 54)) + 1.1 * np.sin(w / 7.0) * np.sin(q / 8.0)
-        sinus = ellipsoid(p, q, w, (-20, 0, 0), (20, 9, 26))
+        kidney = ellipsoid(p, q, w, center=(0, 0, 0), radii=(28, 24, 54)) + 1.1 * np.sin(w / 7.0) * np.sin(q / 8.0)
+        sinus = ellipsoid(p, q, w, center=(-20, 0, 0), radii=(20, 9, 26))
         scene.paint(crop, intersect(kidney, -sinus, 6), trunk.hu["cortex"], ORGANS["kidney"])
         around = np.arctan2(q, p + 8) * 4 + np.sin(w / 6.5) * 2
         pyramids = np.maximum(np.maximum(kidney + 7, 5 - sinus), -6 * (np.sin(around * 2) + 0.55))
         scene.paint(crop, pyramids, trunk.hu["medulla"])
-        pelvis = ellipsoid(p, q, w, (-14, 0, -4), (12, 5, 11))
+        pelvis = ellipsoid(p, q, w, center=(-14, 0, -4), radii=(12, 5, 11))
         scene.paint(crop, pelvis, 12.0)
 
 
@@ -188,19 +188,19 @@ def _paint_liver(trunk: Trunk) -> None:
     scene = trunk.scene
     crop = scene.crop((-145, -100, -105), (95, 95, 110))
     x, y, z = scene.coordinates(crop)
-    right = ellipsoid(x, y, z, (-66, 2, 14), (76, 92, 94))
-    left = ellipsoid(x, y, z, (8, -50, 36), (84, 44, 40))
+    right = ellipsoid(x, y, z, center=(-66, 2, 14), radii=(76, 92, 94))
+    left = ellipsoid(x, y, z, center=(8, -50, 36), radii=(84, 44, 40))
     liver = unite(right, left, 26)
     column = ellipse(x, y, (14, 48), (41, 44))
-    kidney = ellipsoid(x, y, z, (-64, 40, -48), (32, 31, 57))
-    hilum = ellipsoid(x, y, z, (-18, -20, -12), (26, 24, 34))
-    stomach = ellipsoid(x, y, z, (66, -10, 30), (36, 44, 40))
+    kidney = ellipsoid(x, y, z, center=(-64, 40, -48), radii=(32, 31, 57))
+    hilum = ellipsoid(x, y, z, center=(-18, -20, -12), radii=(26, 24, 34))
+    stomach = ellipsoid(x, y, z, center=(66, -10, 30), radii=(36, 44, 40))
     cava = ellipse(x, y, (-24, 15), (11, 11)) + np.maximum(0, z - 60) * 0.3
     for other, rounding in ((column, 12), (kidney, 10), (hilum, 16), (stomach, 10), (cava, 4)):
         liver = intersect(liver, -other, rounding)
     fissure = np.maximum(np.abs(x + 14 + 0.2 * y) - np.clip((52 - z) / 14, 0, 2), y + 26)
     liver = intersect(liver, -fissure, 5)
-    gallbladder = ellipsoid(x, y, z, (-44, -46, -20), (16, 22, 26))
+    gallbladder = ellipsoid(x, y, z, center=(-44, -46, -20), radii=(16, 22, 26))
     liver = intersect(liver, -gallbladder, 5)
     liver = intersect(liver, (-78 + 0.55 * (x + 110) - z) * 0.87, 24)
     liver = intersect(intersect(liver, trunk.cavity[crop] + 1.5, 6), trunk.diaphragm[crop] + 2, 5)

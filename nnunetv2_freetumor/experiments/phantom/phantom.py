@@ -84,13 +84,13 @@ def make_phantom(
     trunk = paint_trunk(scene, THIN, hu, rng)
     for paint in (paint_chest, paint_abdomen, paint_bones):
         paint(trunk)
-    seeds = choose_seeds(scene.organ == ORGANS[host], scene.grid, lesions, diameter_mm, rng)
+    seeds = choose_seeds(scene.organ == ORGANS[host], scene.grid, count=lesions, diameter_mm=diameter_mm, rng=rng)
     _paint_trees(trunk, seeds, rng)
     biology = tumors.draw_biology(family, PHASES.index(phase), hu[HOST_TISSUE[host]], rng)
     tumor = np.zeros(grid.shape, dtype=np.uint8)
     for seed_ in seeds:
-        _grow(scene, tumor, seed_, host, family, biology, rng)
-    return _develop(scene, tumor, phase, family, rng)
+        _grow(scene, tumor, seed=seed_, host=host, family=family, biology=biology, rng=rng)
+    return _develop(scene, tumor, phase=phase, family=family, rng=rng)
 
 
 def _develop(scene: Scene, tumor: NDArray[np.uint8], phase: str, family: str, rng: np.random.Generator) -> Phantom:
@@ -100,7 +100,15 @@ def _develop(scene: Scene, tumor: NDArray[np.uint8], phase: str, family: str, rn
     (thin_mm, dy, dx), (z, y, x) = fine.spacing_mm, fine.origin_mm
     grid = VoxelGrid(found.shape, (thin_mm * THIN, dy, dx), (z + thin_mm * (THIN // 2), y, x))
     image = scan(scene.hu, THIN, grid.spacing_mm, rng)
-    return Phantom(image, scene.organ[middle].copy(), found, grid, phase, family, _measure(found, grid))
+    return Phantom(
+        image,
+        scene.organ[middle].copy(),
+        tumor=found,
+        grid=grid,
+        phase=phase,
+        family=family,
+        lesions=_measure(found, grid),
+    )
 
 
 def _draw_grid(pixel_mm: tuple[float, float], slice_mm: tuple[float, float], rng: np.random.Generator) -> VoxelGrid:
@@ -124,10 +132,14 @@ class TreeSpec(NamedTuple):
 
 
 _TREES = (
-    TreeSpec("liver", (-36, -16, 18), 190, 0.92, "portal_vein", (-145, -100, -115), (95, 100, 140)),
-    TreeSpec("liver", (-22, 8, 66), 120, 1.0, "hepatic_vein", (-145, -100, -115), (95, 100, 140)),
-    TreeSpec("lung", (-34, 4, 105), 130, 0.55, "gut_wall", (-145, -100, -30), (0, 100, 300)),
-    TreeSpec("lung", (40, 4, 105), 110, 0.55, "gut_wall", (0, -100, -30), (145, 100, 300)),
+    TreeSpec(
+        "liver", (-36, -16, 18), ends=190, tip_mm=0.92, blood="portal_vein", low=(-145, -100, -115), high=(95, 100, 140)
+    ),
+    TreeSpec(
+        "liver", (-22, 8, 66), ends=120, tip_mm=1.0, blood="hepatic_vein", low=(-145, -100, -115), high=(95, 100, 140)
+    ),
+    TreeSpec("lung", (-34, 4, 105), ends=130, tip_mm=0.55, blood="gut_wall", low=(-145, -100, -30), high=(0, 100, 300)),
+    TreeSpec("lung", (40, 4, 105), ends=110, tip_mm=0.55, blood="gut_wall", low=(0, -100, -30), high=(145, 100, 300)),
 )
 
 
@@ -144,7 +156,7 @@ def _paint_trees(trunk: Trunk, seeds: list[Seed], rng: np.random.Generator) -> N
         root = scene.to_world(np.asarray([spec.root], dtype=float))[0]
         tree = vessels.grow_tree(root, ends, spec.tip_mm, rng)
         tree = vessels.push_aside(tree, centers, radii)
-        vessels.paint_tree(scene, crop, tree, trunk.hu[spec.blood], host)
+        vessels.paint_tree(scene, crop, tree=tree, hu=trunk.hu[spec.blood], host=host)
 
 
 def _grow(
@@ -157,7 +169,9 @@ def _grow(
     rng: np.random.Generator,
 ) -> None:
     """Grow one tumor and put it into the scene."""
-    crop, cover, grown_hu = grow_at(seed, _habitat(scene, host), scene.grid, family, biology, rng)
+    crop, cover, grown_hu = grow_at(
+        seed, _habitat(scene, host), grid=scene.grid, family=family, biology=biology, rng=rng
+    )
     scene.hu[crop] += cover * (grown_hu - scene.hu[crop])
     tumor[crop][(cover >= 0.5) & (tumor[crop] == 0)] = seed.number
 

@@ -186,7 +186,7 @@ def dress(colony: Bool[np.ndarray, "n n n"], cell_mm: float, biology: Biology, r
     depth = ndimage.distance_transform_edt(colony).astype(np.float32) * cell_mm
     depth += 1.5 * _field(colony.shape[0], 4.0 / cell_mm, rng)
     if biology.dead_share:
-        dead = _dead_patches(colony, depth, cell_mm, biology.dead_share, rng)
+        dead = _dead_patches(colony, depth, cell_mm=cell_mm, share=biology.dead_share, rng=rng)
     else:
         dead = 1 / (1 + np.exp(-(depth - biology.hypoxic_mm) / 0.9))
     hu = biology.vital_hu + 5.0 * _field(colony.shape[0], 5.0 / cell_mm, rng)

@@ -86,10 +86,10 @@ def assess(name: str, pairs: Pairs, seed: int) -> Realism:
     return Realism(
         name,
         auc_of(votes, pairs.patient, seed),
-        auc_of(vote(linear, pairs), pairs.patient, seed),
-        by_group,
-        _clues(pairs, importance),
-        votes,
+        auc_linear=auc_of(vote(linear, pairs), pairs.patient, seed),
+        by_group=by_group,
+        clues=_clues(pairs, importance),
+        votes=votes,
     )
 
 
@@ -199,12 +199,12 @@ def _clues(pairs: Pairs, importance: Sequence[float] | np.ndarray) -> tuple[Clue
         Clue(
             name,
             groups[name],
-            float(loss),
-            _plain_auc(real, planted),
-            float(stats.ks_2samp(real, planted).statistic),
-            float(stats.wasserstein_distance(real, planted) / max(real.std(), 1e-9)),
-            float(np.median(real)),
-            float(np.median(planted)),
+            importance=float(loss),
+            auc=_plain_auc(real, planted),
+            ks=float(stats.ks_2samp(real, planted).statistic),
+            shift_sd=float(stats.wasserstein_distance(real, planted) / max(real.std(), 1e-9)),
+            real_median=float(np.median(real)),
+            planted_median=float(np.median(planted)),
         )
         for name, real, planted, loss in zip(FEATURES, pairs.real.T, pairs.planted.T, importance)
     ]

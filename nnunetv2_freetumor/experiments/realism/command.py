@@ -88,12 +88,12 @@ def realism_command(
         cases = cases or _PHANTOM_CASES
         images, labels = map(str, make_phantoms(folder, cases, processes))
     files = find_cases(images, labels, patient_of, cases)
-    cohort, numbers = gather(files, contestants, pairing, folder / "pairs", chosen.type)
+    cohort, numbers = gather(files, contestants, pairing=pairing, folder=folder / "pairs", device=chosen.type)
     settings = {
         "images": Path(images).name, "cases": len(files), "prior": kind.name, "host": list(hosts), "tumor": tumor_label,
         "seed": seed, "classifier": "random forest; logistic regression beside it",
     }  # fmt: skip
-    outcome = judge(cohort, numbers, controls, seed, settings)
+    outcome = judge(cohort, numbers, controls=controls, seed=seed, settings=settings)
     write_files(outcome, folder)
     print(realism_text(outcome))
     print(_write_page(outcome, folder))
@@ -114,7 +114,9 @@ def gather(
     found: dict[str, list[Lesions]] = {source.name if source else REAL_SOURCE: [] for source in sources}
     work = list(itertools.product(sources, files))
     for source, one in tqdm(work, desc="planting and measuring", unit="case", disable=None):
-        found[source.name if source else REAL_SOURCE].append(collect(one, source, pairing, folder, device))
+        found[source.name if source else REAL_SOURCE].append(
+            collect(one, source, pairing=pairing, folder=folder, device=device)
+        )
     joined = {name: _join(parts) for name, parts in found.items()}
     counts = [len(part.features) for part in found[REAL_SOURCE]]
     owner = np.repeat(np.arange(len(files)), counts)
@@ -129,7 +131,7 @@ def gather(
     who, patient = np.unique([files[index].patient for index in owner[usable]], return_inverse=True)
     _check_patients(len(who))
     real, names = kept.pop(REAL_SOURCE), [files[index].name for index in owner[usable]]
-    return PairedLesions(names, len(who), int((~usable).sum()), real, kept), patient
+    return PairedLesions(names, len(who), left_out=int((~usable).sum()), real=real, planted=kept), patient
 
 
 def judge(cohort: PairedLesions, patient: np.ndarray, controls: bool, seed: int, settings: dict[str, Any]) -> Outcome:
@@ -144,7 +146,7 @@ def judge(cohort: PairedLesions, patient: np.ndarray, controls: bool, seed: int,
     if controls:
         same = halves(next(iter(pairs.values())), seed)
         control = auc_of(vote(forest(seed), same), same.patient, seed)
-    return Outcome(cohort, found, differences, control, settings)
+    return Outcome(cohort, found, differences=differences, control=control, settings=settings)
 
 
 def _with_controls(generators: Sequence[str], controls: bool) -> list[str]:
@@ -185,7 +187,7 @@ def _write_page(outcome: Outcome, folder: Path) -> Path:
     """Write a sheet for each generator and the page; return the page's path."""
     cohort = outcome.cohort
     sheets = {
-        item.name: sheet(item.name, cohort.real, cohort.planted[item.name], item.votes, cohort.case)
+        item.name: sheet(item.name, cohort.real, planted=cohort.planted[item.name], votes=item.votes, names=cohort.case)
         for item in outcome.generators
     }
     for name, data in sheets.items():

@@ -73,7 +73,9 @@ def measure_lesion(
     ring = beside & (distance_mm > _RING_MM[0]) & (distance_mm < _RING_MM[1])
     if ring.sum() < _MIN_RING_VOXELS:
         return None
-    around = _Surroundings(hu[box].astype(np.float32), lesion[box], beside, ring, distance_mm, step_mm)
+    around = _Surroundings(
+        hu[box].astype(np.float32), lesion[box], host=beside, ring=ring, distance_mm=distance_mm, step_mm=step_mm
+    )
     return np.array([*_intensity(around), *_edge(around), *_texture(around), *describe_shape(lesion[box], step_mm)])
 
 

@@ -80,7 +80,13 @@ def sheet(name: str, real: Lesions, planted: Lesions, votes: Votes, names: Seque
                     0.97 * _PANEL / height,
                 )
                 axes = figure.add_axes(place, xticks=[], yticks=[])
-                _show(axes, planted if column < 2 else real, index, _window(real, planted, index), column)
+                _show(
+                    axes,
+                    planted if column < 2 else real,
+                    index=index,
+                    window=_window(real, planted, index),
+                    column=column,
+                )
     return png(figure)
 
 

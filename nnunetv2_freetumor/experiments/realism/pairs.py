@@ -98,7 +98,10 @@ def collect(files: RealCase, contestant: Contestant | None, pairing: Pairing, fo
     else:
         generator = contestant.build(torch.device(device))
         sizes = [equivalent_diameter_mm(specimen.lesion, crop) for specimen in real]
-        rows = [_planted_row(crop, pairing, generator, size, number, device) for number, size in enumerate(sizes)]
+        rows = [
+            _planted_row(crop, pairing, generator=generator, size_mm=size, number=number, device=device)
+            for number, size in enumerate(sizes)
+        ]
     lesions = stack(rows)
     save_lesions(lesions, key, path)
     return lesions
@@ -117,12 +120,12 @@ def _load(files: RealCase, target: Target, device: str) -> HostCrop:
     image, label = cases.read_case(files.image), cases.read_label(files.label)
     cases.check_same_geometry(image, label)
     spacing_mm = (image.spacing_mm[0], image.spacing_mm[1], image.spacing_mm[2])
-    host = find_host(image, label, target, spacing_mm, torch.device(device))
+    host = find_host(image, label, target=target, spacing_mm=spacing_mm, device=torch.device(device))
     margin = [math.ceil(_MARGIN_MM / step) for step in spacing_mm]
     inside = host | (label.array == target.tumor_label)
     box = bounding_box_to_slice(pad_bbox(get_bbox_from_mask(inside), margin, host.shape))
     hu, labels = np.rint(image.array[box]).astype(np.float32), label.array[box].astype(np.int32)
-    return HostCrop(files.name, hu, labels, spacing_mm, image.direction)
+    return HostCrop(files.name, hu, label=labels, spacing_mm=spacing_mm, direction=image.direction)
 
 
 def _real_sites(crop: HostCrop, target: Target) -> Iterator[Specimen]:

@@ -69,11 +69,11 @@ def study_command(
         ValueError: a setting or file is wrong, or a command failed.
     """
     chosen_arms = _choose_arms(arms, ablation)
-    _check_numbers(labeled, label_free_cases, seeds, jobs, hours)
+    _check_numbers(labeled, label_free_cases, seeds=seeds, jobs=jobs, hours=hours)
     budget, settings = _budget(dataset is None, epochs, iterations), _settings(labeled, label_free_cases)
     chosen, choice = choose_device(device).type, DatasetChoice(dataset, configuration, plans_name)
     root = check_writable(output).resolve()
-    prepared = prepare_study(root, choice, budget, chosen, jobs)
+    prepared = prepare_study(root, choice, budget=budget, device=chosen, jobs=jobs)
     chosen_arms = data.servable(prepared.plans, chosen_arms, asked=arms is not None)
     folds = protocol.freeze(prepared, budget, settings, seeds)
     make_test_cases(prepared, choice)
@@ -81,7 +81,15 @@ def study_command(
     _check_judges(prepared.context, trials)
     report = partial(_report, prepared.context, trials, "_ablation" if ablation else "", _baseline(ablation))
     with spawned(jobs) as executor:
-        left = study_trials.run_trials(prepared.context, trials, partial(_run, folds), executor, jobs, hours, report)
+        left = study_trials.run_trials(
+            prepared.context,
+            trials,
+            run=partial(_run, folds),
+            executor=executor,
+            jobs=jobs,
+            hours=hours,
+            after_each=report,
+        )
     print(_closing(root, study_results.markdown_table(report(), _baseline(ablation)), left))
 
 

@@ -48,7 +48,7 @@ class Dataset(Protocol):
     """What is needed of nnU-Net's preprocessed datasets."""
 
     def load_case(self, identifier: str) -> tuple:
-        """Give a case's image, segmentation, previous stage and properties."""
+        """Load the image, segmentation, previous stage and properties of a case."""
 
 
 class _Piece(NamedTuple):
@@ -79,7 +79,9 @@ def read_bank(dataset: Dataset, identifiers: Sequence[str], section: Section, sp
         for index, target in enumerate(section.targets):
             parts = cc3d.connected_components(labels == target.tumor_label, connectivity=26)
             for _, tumor in cc3d.each(parts, binary=True, in_place=False):
-                bank.append(_cut_out(index, target, tumor.astype(bool), labels, image, spacing_mm))
+                bank.append(
+                    _cut_out(index, target, tumor=tumor.astype(bool), labels=labels, image=image, spacing_mm=spacing_mm)
+                )
     return bank
 
 
@@ -134,14 +136,16 @@ class CopyPaste:
         """Paste what the draw says; the inputs stay untouched, and so does every sample that gets no tumor."""
         nothing: list = [[[] for _ in self.section.targets] for _ in range(len(image))]
         hu = self.intensity.to_hu(image)
-        placement = place(self.section, self.spacing_mm, hu, label, draw, nothing)
+        placement = place(self.section, self.spacing_mm, hu=hu, label=label, draw=draw, blueprints=nothing)
         image, label = image.clone(), label.clone()
         lesions = []
         for sample, (chosen, target) in enumerate(zip(placement.samples.chosen.tolist(), placement.target.tolist())):
             prior = self.section.targets[target].prior
             for number in range(lesion_count(prior, draw.decision.lesions[sample]) if chosen else 0):
                 host = placement.hosts[target][sample, 0]
-                lesion = self._paste(sample, target, number, host, image[sample, 0], label[sample, 0], draw)
+                lesion = self._paste(
+                    sample, target, number=number, host=host, image=image[sample, 0], label=label[sample, 0], draw=draw
+                )
                 lesions += [lesion] if lesion else []
         return Synthesis(image, label, lesions, count_lesions(placement.samples, lesions))
 
@@ -164,9 +168,16 @@ class CopyPaste:
         contrast_hu = self.intensity.to_hu(new) - self.intensity.to_hu(image[at])
         where = Where(tumor & free, carved & free, keep=torch.ones_like(free[0, 0, 0]))
         tumor_label = self.section.targets[index].tumor_label
-        change = compose(image[at], label[at], contrast_hu, where, tumor_label, self.intensity)
+        change = compose(
+            image[at],
+            label[at],
+            contrast_hu=contrast_hu,
+            where=where,
+            tumor_label=tumor_label,
+            intensity=self.intensity,
+        )
         diameter_mm = (6 / math.pi * int(change.voxels) * math.prod(self.spacing_mm)) ** (1 / 3)
-        site = Site(sample, index, fit.center, diameter_mm, fit.box)
+        site = Site(sample, index, center=fit.center, diameter_mm=diameter_mm, box=fit.box)
         return Lesion(site, change, visible=torch.ones_like(change.kept))
 
 

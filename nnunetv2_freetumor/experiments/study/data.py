@@ -175,7 +175,7 @@ def servable(plans: dict[str, Any], arms: Sequence[str], asked: bool) -> list[st
     for arm in arms:
         try:
             if arm in ALL_ARMS:
-                choose_generators(ALL_ARMS[arm].change(section), {}, "", None, ())
+                choose_generators(ALL_ARMS[arm].change(section), {}, configuration="", fold=None, validation_cases=())
             kept.append(arm)
         except ValueError as error:
             if asked:

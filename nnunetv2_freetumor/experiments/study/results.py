@@ -57,7 +57,9 @@ class ArmScores(NamedTuple):
 def arm_results(scores: Mapping[tuple[str, str], ArmScores], rule: Rule, baseline: str = BASELINE) -> list[ArmResult]:
     """Sum up all scores; keys are (setting, arm), and gains are over the baseline arm."""
     return [
-        _arm_result(setting, arm, own, None if arm == baseline else scores.get((setting, baseline)), rule)
+        _arm_result(
+            setting, arm, own=own, baseline=None if arm == baseline else scores.get((setting, baseline)), rule=rule
+        )
         for (setting, arm), own in scores.items()
         if own.by_seed
     ]

@@ -130,7 +130,9 @@ def tune(
     deviations = [deviation(case.image_hu, case.host, case.spacing_mm, settings) for case in cropped]
     scores = {}
     for cut, diameter in itertools.product(_CUTS, _MIN_DIAMETERS_MM):
-        counts = [_count(d, case, cut, diameter, min_iou) for d, case in zip(deviations, cropped)]
+        counts = [
+            _count(d, case, cut=cut, diameter_mm=diameter, min_iou=min_iou) for d, case in zip(deviations, cropped)
+        ]
         found, false, missed = np.sum(counts, axis=0)
         scores[cut, diameter] = (2 * found / max(2 * found + false + missed, 1), -abs(cut - settings.cut), diameter)
     cut, diameter = max(scores, key=lambda key: scores[key])
@@ -219,11 +221,11 @@ def _score(case: RawCase, pair: Pair, settings: Thresholding, context: StudyCont
     return score_case(
         case.name,
         case.name,
-        pair,
-        case.label,
-        prediction,
-        spacing_mm,
-        RULE,
-        found.probability,
-        context.test.labels.ignore,
+        pair=pair,
+        reference=case.label,
+        prediction=prediction,
+        spacing_mm=spacing_mm,
+        rule=RULE,
+        probability=found.probability,
+        ignore=context.test.labels.ignore,
     )
