@@ -38,7 +38,7 @@ needs_dask = pytest.mark.skipif(
 CLIENT = """
 import sys
 from cluster_work import is_done, make_orders, work
-from nnunetv2_freetumor.cluster import run_cases
+from nnunetv2_freetumor.cluster.run import run_cases
 run_cases(work, make_orders(sys.argv[1], 12, c5="held"), is_done, scheduler=sys.argv[2])
 """
 
@@ -47,7 +47,7 @@ LOCAL_CLIENT = """
 import sys
 sys.modules["distributed"] = None
 from cluster_work import is_done, make_orders, work
-from nnunetv2_freetumor.cluster import run_cases
+from nnunetv2_freetumor.cluster.run import run_cases
 if __name__ == "__main__":
     run_cases(work, make_orders(sys.argv[1], 2, c0="held", c1="held"), is_done, workers=2)
 """
