@@ -128,7 +128,7 @@ def test_several_processes_measure_the_same_and_pass_errors_on(folders):
     image, label = organ_case(0)
     image[0, 0, 0] = np.nan
     folders.add("case_1", image, label)
-    with pytest.raises(ValueError, match=r"case_1_0000\.nii\.gz holds 1 NaN"):
+    with pytest.raises(ValueError, match=r"case_1_0000\.nii\.gz contains 1 NaN"):
         measure(folders, processes=2)
 
 
