@@ -74,7 +74,7 @@ def write(context: JobContext, record: store.Record, volumes: store.Volumes, byt
 
 
 def _earlier_case(context: JobContext, file: ImageFile, earlier: store.Record | None, error: Unusable) -> str:
-    """Describe what happens to the case that an earlier run made of this image; remove it if it must not be trained on."""
+    """Describe what becomes of the case that an earlier run made of this image; remove it if it must not train."""
     if earlier is None or earlier.source != file.path:
         return ""
     if not isinstance(error, Unfit):
