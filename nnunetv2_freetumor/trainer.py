@@ -28,7 +28,7 @@ from nnunetv2_freetumor.planning import clip_window, report
 from nnunetv2_freetumor.pool.training import PoolMixin
 from nnunetv2_freetumor.synthesis.planter import Planter
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
-from nnunetv2_freetumor.training import augmentation, epoch_log, figures, label_free, start
+from nnunetv2_freetumor.training import augmentation, epoch_log, figures, label_free, recognition, start
 from nnunetv2_freetumor.training import device as training_device
 from nnunetv2_freetumor.training.lesion_evaluation import LesionEvaluationMixin
 from nnunetv2_freetumor.training.synthetic_splits import SplitGuardMixin
@@ -68,7 +68,9 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
         section = self.resolve_section()
         self.planter = self.make_synthesizer(section)
         self._prepare_log(self.planter.section)
+        self._watch = recognition.Watch(self.planter.section, self.label_manager)
         super().on_train_start()
+        self._watch.attach(self.network)
 
     def make_synthesizer(self, section: plan.Section) -> Planter:
         """Build what plants tumors; to plant otherwise, override this."""
@@ -115,17 +117,19 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
         """Plant, augment, and let nnU-Net train on the result."""
         device = training_device.device_for(self.device)
         image, label = (batch[name].to(device, non_blocking=True) for name in ("data", "target"))
-        image, target = self._plant_and_augment(image, label)
+        image, target, _ = self._plant_and_augment(image, label)
         return super().train_step(batch | {"data": image, "target": target})
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Read what the epoch planted, once, and report it."""
         super().on_train_epoch_end(train_outputs)
-        counts = self._counts.read()
+        counts = self._counts.read() | self._watch.read()
         for name, value in counts.items():
             self.logger.log(epoch_log.COUNT_KEY + name, value, self.current_epoch)
         repair = clip_window.repair_commands(self.plans_manager.plans, [self.configuration_name])
-        for line in epoch_log.report(counts, self.planter, self.logger, repair):
+        self._recognized_share = recognition.recognized_share(counts)
+        lines = epoch_log.report(counts, self.planter, self.logger, repair)
+        for line in lines + epoch_log.slow_start(self.logger, self.num_epochs):
             self.print_to_log_file(line)
         if self.local_rank == 0:
             figures.counts_curve(epoch_log.history(self.logger), join(self.output_folder, CURVE))
@@ -133,7 +137,10 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Keep labels that no case holds out of the pseudo Dice, and its moving average a number."""
         with np.errstate(invalid="ignore"):  # 0 / 0 is meant: nnU-Net leaves NaN out of the mean
-            super().on_validation_epoch_end(label_free.leave_out(val_outputs, self._absent_columns))
+            outputs = label_free.leave_out(
+                val_outputs, self._absent_columns, tumors=self._planted_columns, recognized_share=self._recognized_share
+            )
+            super().on_validation_epoch_end(outputs)
         label_free.mend_moving_average(self.logger.local_logger.my_fantastic_logging)
 
     def resolve_section(self) -> plan.Section:
@@ -156,8 +163,10 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
         lines = [setting, report.describe(section, self.plans_manager.plans)]
         self.print_to_log_file("\n".join(lines + epoch_log.ungate(self.planter, self.logger)))
         self._absent_columns = label_free.absent_columns(self.preprocessed_dataset_folder, self.label_manager)
+        tumors = {target.tumor_label for target in section.targets}
+        self._planted_columns = label_free.tumor_columns(self.label_manager, self._absent_columns, tumors)
         if self._absent_columns:
-            self.print_to_log_file(label_free.notice(self.label_manager, self._absent_columns))
+            self.print_to_log_file(label_free.notice(self.label_manager, self._absent_columns, self._planted_columns))
 
     def _plant_and_augment(
         self, image: Float[Tensor, "b 1 x y z"], label: Int[Tensor, "b 1 x y z"]
@@ -168,7 +177,10 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
             path = join(self.output_folder, PREVIEW)
             self._preview_due = not figures.batch_preview(image, label, synthesis, planter=self.planter, path=path)
         assert self.second_half is not None, "get_dataloaders has checked it"
-        return augmentation.augment(self.second_half, synthesis.image, synthesis.label)
+        ids = recognition.lesion_ids(synthesis.lesions, synthesis.label)
+        augmented = augmentation.augment(self.second_half, synthesis.image, label=synthesis.label, ids=ids)
+        self._watch.expect(synthesis.lesions, augmented.ids)
+        return augmented
 
 
 class nnUNetTrainerFreeTumor(FreeTumorMixin):

@@ -29,6 +29,7 @@ class Lesion(NamedTuple):
 
     site: Site
     change: Change
+    mask: Bool[Tensor, "x y z"]  # its voxels inside the site's box, if it stayed
     visible: Bool[Tensor, ""]
     recognized: Float[Tensor, ""] = NO_VERDICT.recognized  # share of it that the judge calls tumor; NaN: not judged
     accepted: Bool[Tensor, ""] = NO_VERDICT.accepted  # by the judge; it may have stayed for its size all the same
@@ -67,7 +68,7 @@ def count_lesions(samples: Samples, lesions: Sequence[Lesion]) -> dict[str, Tens
     kept, faint, rejected = torch.zeros(3, len(host), dtype=torch.bool, device=host.device)
     planted, judged, accepted = torch.zeros(3, len(SIZE_NAMES), dtype=torch.float64, device=host.device)
     voxels, saturated = torch.zeros(2, dtype=torch.float64, device=host.device)
-    for site, change, visible, recognized, accepts in lesions:
+    for site, change, _, visible, recognized, accepts in lesions:
         size, seen = size_index(site.diameter_mm), ~recognized.isnan()
         kept[site.sample] |= change.kept
         faint[site.sample] |= ~visible

@@ -92,7 +92,12 @@ class Synthesizer:
             composed = self._compose(image, label, rendered, stay)
         lesions = [
             Lesion(
-                one.proposal.site, change, visible=one.visible, recognized=verdict.recognized, accepted=verdict.accepted
+                one.proposal.site,
+                change,
+                mask=one.proposal.lesion,
+                visible=one.visible,
+                recognized=verdict.recognized,
+                accepted=verdict.accepted,
             )
             for one, change, verdict in zip(rendered, composed.changes, verdicts)
         ]

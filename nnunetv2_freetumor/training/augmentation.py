@@ -54,6 +54,7 @@ class Augmented(NamedTuple):
 
     image: Float[Tensor, "b 1 x y z"]
     target: Targets | list[Targets]  # a list, finest first, under deep supervision
+    ids: Int[Tensor, "b 1 x y z"] | None = None  # what was mirrored along; None where a transform lost it
 
 
 class DeviceGaussianBlur(GaussianBlurTransform):
@@ -154,15 +155,25 @@ def check_transforms(transforms: ComposeTransforms, device: torch.device, traine
 
 @torch.no_grad()
 def augment(
-    transforms: ComposeTransforms, image: Float[Tensor, "b 1 x y z"], label: Int[Tensor, "b 1 x y z"]
+    transforms: ComposeTransforms,
+    image: Float[Tensor, "b 1 x y z"],
+    label: Int[Tensor, "b 1 x y z"],
+    ids: Int[Tensor, "b 1 x y z"],
 ) -> Augmented:
-    """Apply the second half to every sample and stack the results; the inputs stay untouched."""
-    samples = [transforms(image=i.clone(), segmentation=s.clone()) for i, s in zip(image, label)]
+    """Apply the second half to every sample and stack the results; the inputs stay untouched.
+
+    `ids` goes with the label through whatever turns or mirrors it, as what nnU-Net calls a regression target.
+    """
+    samples = [
+        transforms(image=i.clone(), segmentation=s.clone(), regression_target=n) for i, s, n in zip(image, label, ids)
+    ]
     targets = [sample["segmentation"] for sample in samples]
+    followed = [sample.get("regression_target") for sample in samples]
     deep = isinstance(targets[0], list)
     return Augmented(
         image=torch.stack([sample["image"] for sample in samples]),
         target=[torch.stack(level) for level in zip(*targets)] if deep else torch.stack(targets),
+        ids=None if any(n is None for n in followed) else torch.stack(followed),
     )
 
 

@@ -14,10 +14,14 @@ from nnunetv2_freetumor.plan import SIZE_NAMES
 from nnunetv2_freetumor.synthesis.gate import Gate
 from nnunetv2_freetumor.synthesis.planter import ACCEPTED, COUNTS, JUDGED, Planter
 from nnunetv2_freetumor.training.judge import JudgeGate
+from nnunetv2_freetumor.training.recognition import RECOGNIZED, WATCHED, recognized_share
 
 COUNT_KEY = "freetumor/"  # in front of every count's name in nnU-Net's logger
+LOGGED = (*COUNTS, *WATCHED, *RECOGNIZED)
 LEAST_ELIGIBLE_SHARE = 0.2
 MOST_SATURATED_SHARE = 0.05
+NONE_WATCHED = "FreeTumor: planted lesions recognized: no lesion was planted"
+PATIENCE_EPOCHS, PATIENCE_SHARE = 20, 0.1  # the first of both: nothing recognized by then is a warning
 LEAST_JUDGED = 50  # lesions of a size class so far, for their accepted share to mean anything
 
 Counts = dict[str, float]
@@ -48,7 +52,7 @@ def epoch_generator(seed: int, rank: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(mixed[0]))
 
 
-def register(logger: MetaLogger, epoch: int, key: str = COUNT_KEY, names: Sequence[str] = COUNTS) -> None:
+def register(logger: MetaLogger, epoch: int, key: str = COUNT_KEY, names: Sequence[str] = LOGGED) -> None:
     """Make nnU-Net's logger know names, with `key` in front; epochs before `epoch` that lack them read NaN.
 
     Names of an earlier version go: nnU-Net draws its progress only as far as its shortest list is long.
@@ -61,7 +65,7 @@ def register(logger: MetaLogger, epoch: int, key: str = COUNT_KEY, names: Sequen
         log[key + name] = kept + [math.nan] * (epoch - len(kept))
 
 
-def history(logger: MetaLogger, key: str = COUNT_KEY, names: Sequence[str] = COUNTS) -> dict[str, list[float]]:
+def history(logger: MetaLogger, key: str = COUNT_KEY, names: Sequence[str] = LOGGED) -> dict[str, list[float]]:
     """Return each name's values, one per epoch."""
     return {name: logger.get_value(key + name, step=None) for name in names}
 
@@ -105,7 +109,36 @@ def epoch_lines(counts: Counts, gate: Gate | None = None) -> list[str]:
         f"planted, {counts['no_room']:.0f} without room, {counts['too_faint']:.0f} with a lesion too faint; of "
         f"{counts['tumor_free']:.0f} tumor-free host patches {counts['untouched_tumor_free']:.0f} untouched",
         f"FreeTumor: lesions {sizes}; {100 * _saturated_share(counts):.1f} % of their voxels saturated",
+        recognition_line(counts),
         *_judge_lines(counts, gate.ungated if isinstance(gate, JudgeGate) else frozenset()),
+    ]
+
+
+def recognition_line(counts: Counts) -> str:
+    """Report which share of the planted lesions the training network recognized."""
+    shares = [
+        f"{name} {100 * counts[seen] / counts[watched]:.0f}"
+        for name, watched, seen in zip(SIZE_NAMES, WATCHED, RECOGNIZED)
+        if counts[watched]
+    ]
+    total = recognized_share(counts)
+    return (
+        f"FreeTumor: planted lesions recognized: {100 * total:.0f} % ({', '.join(shares)})" if shares else NONE_WATCHED
+    )
+
+
+def slow_start(logger: MetaLogger, epochs: int) -> list[str]:
+    """Warn, once, where a training does not begin to recognize what is planted."""
+    log = history(logger)
+    due = min(PATIENCE_EPOCHS, math.ceil(PATIENCE_SHARE * epochs))
+    seen, watched = (np.nansum([log[name] for name in names], axis=0) for names in (RECOGNIZED, WATCHED))
+    if len(watched) != due or not watched.sum() or seen.sum():
+        return []
+    return [
+        f"WARNING: FreeTumor: after {due} epochs the network recognizes none of the {watched.sum():.0f} lesions "
+        "planted so far. Look at freetumor_first_batch.png: can you see them? If they are small or faint for the training "
+        "spacing, plant larger or bolder ones first ('sizes', 'k_mean' and 'min_visibility' in the plans' freetumor "
+        "section); if the training loss is not falling either, the learning rate is the first suspect."
     ]
 
 

@@ -5,6 +5,7 @@ networks that never predict it; and one epoch in which every label is NaN freeze
 """
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -24,27 +25,44 @@ def absent_columns(preprocessed_folder: str, label_manager: LabelManager) -> lis
     return list(columns)
 
 
-def notice(label_manager: LabelManager, columns: list[int]) -> str:
-    """Explain what validation during training cannot measure."""
-    foreground = _foreground(label_manager)
-    absent = [foreground[column] for column in columns]
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in label_manager.label_dict.items()}
-    names = ", ".join(f"'{name}'" for name, value in values.items() if value in absent)
+def notice(label_manager: LabelManager, columns: list[int], tumors: list[int]) -> str:
+    """Explain what validation during training cannot measure, and what stands in for it."""
+    planted, others = _names(label_manager, tumors), _names(label_manager, sorted({*columns} - {*tumors}))
     text = (
-        f"FreeTumor: no case of this dataset holds {names}: validation cannot measure tumors there. These labels stay "
-        "out of the pseudo Dice, and the Dice that the final validation prints for them says nothing; measure them on "
-        "annotated cases."
+        f"FreeTumor: no case of this dataset holds {_names(label_manager, columns)}: validation cannot measure them, and "
+        "the Dice that the final validation prints for them means nothing. Measure them on annotated cases."
     )
-    nothing_left = " No other label is left to choose checkpoint_best by: use checkpoint_final."
-    return text + nothing_left if len(columns) == len(foreground) else text
+    if planted:
+        text += (
+            f" The pseudo Dice of {planted} is the share of planted lesions that the network recognizes, so "
+            "checkpoint_best is chosen by it too."
+        )
+    return text + (f" {others}: not in the pseudo Dice." if others else "")
 
 
-def leave_out(val_outputs: list[dict[str, Any]], columns: list[int]) -> list[dict[str, Any]]:
-    """Empty the counts of absent labels, so that their pseudo Dice is NaN and stays out of the mean."""
+def tumor_columns(label_manager: LabelManager, columns: list[int], tumors: Collection[int]) -> list[int]:
+    """List the columns that are tumors to plant."""
+    foreground = [value if isinstance(value, list | tuple) else (value,) for value in _foreground(label_manager)]
+    return [column for column in columns if set(foreground[column]) & set(tumors)]
+
+
+def leave_out(
+    val_outputs: list[dict[str, Any]], columns: list[int], tumors: list[int], recognized_share: float
+) -> list[dict[str, Any]]:
+    """Empty the counts of absent labels, so that their pseudo Dice is NaN and stays out of the mean.
+
+    A tumor that only planted lesions show gets the share of them that was recognized as its pseudo Dice: with tp = s
+    and fp = fn = 1 - s the Dice 2 tp / (2 tp + fp + fn) is s. Without it the best checkpoint would be the one with the
+    best organ.
+    """
     kept = np.ones(len(val_outputs[0]["tp_hard"]), dtype=bool)
     kept[columns] = False
-    emptied = ("tp_hard", "fp_hard", "fn_hard")
-    return [output | {name: np.where(kept, output[name], 0) for name in emptied} for output in val_outputs]
+    names = ("tp_hard", "fp_hard", "fn_hard")
+    outputs = [output | {name: np.where(kept, output[name], 0.0) for name in names} for output in val_outputs]
+    if not math.isnan(recognized_share):
+        for name, count in zip(names, (recognized_share, 1 - recognized_share, 1 - recognized_share)):
+            outputs[0][name][tumors] = count
+    return outputs
 
 
 def mend_moving_average(log: dict[str, list]) -> None:
@@ -56,3 +74,9 @@ def mend_moving_average(log: dict[str, list]) -> None:
 
 def _foreground(label_manager: LabelManager) -> list[Any]:
     return label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels
+
+
+def _names(label_manager: LabelManager, columns: list[int]) -> str:
+    foreground = _foreground(label_manager)
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in label_manager.label_dict.items()}
+    return ", ".join(f"'{name}'" for name, value in values.items() if value in [foreground[c] for c in columns])

@@ -178,7 +178,7 @@ class CopyPaste:
         )
         diameter_mm = (6 / math.pi * int(change.voxels) * math.prod(self.spacing_mm)) ** (1 / 3)
         site = Site(sample, index, center=fit.center, diameter_mm=diameter_mm, box=fit.box)
-        return Lesion(site, change, visible=torch.ones_like(change.kept))
+        return Lesion(site, change, where.lesion, visible=torch.ones_like(change.kept))
 
 
 def carve_margin_mm(depth_mm: float, half: float, place: float) -> float:
