@@ -6,7 +6,6 @@ It overrides hooks and leaves the network, the loss, validation and prediction t
 
 from typing import Any
 
-import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import isfile, join
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from jaxtyping import Float, Int
@@ -28,8 +27,9 @@ from nnunetv2_freetumor.planning import clip_window, report
 from nnunetv2_freetumor.pool.training import PoolMixin
 from nnunetv2_freetumor.synthesis.planter import Planter
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
-from nnunetv2_freetumor.training import augmentation, epoch_log, figures, label_free, recognition, start
+from nnunetv2_freetumor.training import augmentation, epoch_log, figures, recognition, start
 from nnunetv2_freetumor.training import device as training_device
+from nnunetv2_freetumor.training.label_free import LabelFreeMixin
 from nnunetv2_freetumor.training.lesion_evaluation import LesionEvaluationMixin
 from nnunetv2_freetumor.training.synthetic_splits import SplitGuardMixin
 
@@ -48,6 +48,7 @@ __all__ = [
 
 PREVIEW = "freetumor_first_batch.png"
 CURVE = "freetumor_planted.png"
+PROGRESS = "progress.png"  # nnU-Net's own
 NO_TRANSFORMS = (
     "overrides get_dataloaders without calling self.get_training_transforms, so that no tumor can be planted. Put "
     "FreeTumorMixin first among the bases, in front of a trainer that loads data as nnUNetTrainer does (not a "
@@ -55,7 +56,7 @@ NO_TRANSFORMS = (
 )
 
 
-class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
+class FreeTumorMixin(PoolMixin, SplitGuardMixin, LabelFreeMixin, LesionEvaluationMixin):
     """Plant synthetic tumors into an nnU-Net trainer's batches, between its spatial and its intensity transforms."""
 
     # No __init__: nnU-Net records the arguments of the outermost one by reading that method's local variables.
@@ -127,21 +128,18 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
         for name, value in counts.items():
             self.logger.log(epoch_log.COUNT_KEY + name, value, self.current_epoch)
         repair = clip_window.repair_commands(self.plans_manager.plans, [self.configuration_name])
-        self._recognized_share = recognition.recognized_share(counts)
+        self.recognized_share = recognition.recognized_share(counts)
         lines = epoch_log.report(counts, self.planter, self.logger, repair)
         for line in lines + epoch_log.slow_start(self.logger, self.num_epochs):
             self.print_to_log_file(line)
         if self.local_rank == 0:
             figures.counts_curve(epoch_log.history(self.logger), join(self.output_folder, CURVE))
 
-    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        """Keep labels that no case holds out of the pseudo Dice, and its moving average a number."""
-        with np.errstate(invalid="ignore"):  # 0 / 0 is meant: nnU-Net leaves NaN out of the mean
-            outputs = label_free.leave_out(
-                val_outputs, self._absent_columns, tumors=self._planted_columns, recognized_share=self._recognized_share
-            )
-            super().on_validation_epoch_end(outputs)
-        label_free.mend_moving_average(self.logger.local_logger.my_fantastic_logging)
+    def on_epoch_end(self) -> None:
+        """Let nnU-Net finish the epoch, and put the recognized shares below its progress figure."""
+        super().on_epoch_end()
+        if self.local_rank == 0:
+            figures.add_to_progress(epoch_log.history(self.logger), join(self.output_folder, PROGRESS))
 
     def resolve_section(self) -> plan.Section:
         """Refuse what cannot work, read or derive the section, and store it with the model."""
@@ -162,11 +160,7 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LesionEvaluationMixin):
         setting = f"FreeTumor: generator {section.generator}, seed {section.seed}, section from {self._section_source}"
         lines = [setting, report.describe(section, self.plans_manager.plans)]
         self.print_to_log_file("\n".join(lines + epoch_log.ungate(self.planter, self.logger)))
-        self._absent_columns = label_free.absent_columns(self.preprocessed_dataset_folder, self.label_manager)
-        tumors = {target.tumor_label for target in section.targets}
-        self._planted_columns = label_free.tumor_columns(self.label_manager, self._absent_columns, tumors)
-        if self._absent_columns:
-            self.print_to_log_file(label_free.notice(self.label_manager, self._absent_columns, self._planted_columns))
+        self.find_absent_labels({target.tumor_label for target in section.targets})
 
     def _plant_and_augment(
         self, image: Float[Tensor, "b 1 x y z"], label: Int[Tensor, "b 1 x y z"]

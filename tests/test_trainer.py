@@ -18,7 +18,10 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoM
 
 from nnunetv2_freetumor import trainer
 from nnunetv2_freetumor.experiments.bench.data import CONFIGURATION, DATASET, PLANS
-from nnunetv2_freetumor.training import augmentation, lesion_evaluation, start
+from nnunetv2_freetumor.plan import SIZE_NAMES
+from nnunetv2_freetumor.training import augmentation, epoch_log, lesion_evaluation, start
+from nnunetv2_freetumor.training.label_free import AbsentLabels
+from nnunetv2_freetumor.training.recognition import WATCHED
 
 pytest_plugins = ["tiny_trainings"]
 
@@ -56,9 +59,22 @@ def _steps(made, monkeypatch, seeds, host=nnUNetTrainer):
     return seen
 
 
+def test_the_network_that_trains_is_asked_about_what_was_planted(make_trainer):
+    always = {"probability_tumor_free": 1.0, "probability_tumor_bearing": 1.0, "untouched_share": 0.0}
+    made = make_trainer(trainer.nnUNetTrainerFreeTumor, min_visibility=0.0, **always)
+    made.on_train_start()
+    made.on_train_epoch_start()
+    made.on_train_epoch_end([made.train_step(next(made.dataloader_train)) for _ in range(2)])
+    log = made.logger.local_logger.my_fantastic_logging
+    planted, watched = (sum(log[epoch_log.COUNT_KEY + name][0] for name in names) for names in (SIZE_NAMES, WATCHED))
+    assert planted == watched > 0 and 0 <= made.recognized_share <= 1
+    text = Path(made.log_file).read_text()
+    assert f"FreeTumor: planted lesions recognized: {100 * made.recognized_share:.0f} % (" in text
+
+
 def test_a_label_that_no_case_holds_stays_out_of_the_pseudo_dice(make_trainer):
     made = make_trainer(trainer.nnUNetTrainerFreeTumor)
-    made._absent_columns = [1]  # the tumor
+    made.absent = AbsentLabels([1], [1])  # the tumor
     counts = {"tp_hard": [8.0, 0.0], "fp_hard": [2.0, 5.0], "fn_hard": [2.0, 0.0]}  # stock nnU-Net: Dice .8 and 0
     made.on_validation_epoch_end([{name: np.array(value) for name, value in counts.items()} | {"loss": np.zeros(())}])
     assert made.logger.get_value("mean_fg_dice", step=-1) == pytest.approx(0.8)
@@ -91,7 +107,7 @@ def test_tumors_are_planted_before_nnunets_intensity_transforms(make_trainer, mo
     made = make_trainer(trainer.nnUNetTrainerFreeTumor, probability_tumor_free=1.0, probability_tumor_bearing=1.0)
     seen = []
     monkeypatch.setattr(
-        augmentation, "augment", lambda half, image, label: seen.append((image, label)) or _identity(image, label)
+        augmentation, "augment", lambda half, image, label, ids: seen.append((image, label)) or _identity(image, label)
     )
     calls = []
     made.resolve_section()

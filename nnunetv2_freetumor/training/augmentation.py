@@ -158,14 +158,15 @@ def augment(
     transforms: ComposeTransforms,
     image: Float[Tensor, "b 1 x y z"],
     label: Int[Tensor, "b 1 x y z"],
-    ids: Int[Tensor, "b 1 x y z"],
+    ids: Int[Tensor, "b 1 x y z"] | None = None,
 ) -> Augmented:
     """Apply the second half to every sample and stack the results; the inputs stay untouched.
 
     `ids` goes with the label through whatever turns or mirrors it, as what nnU-Net calls a regression target.
     """
+    marks = [None] * len(image) if ids is None else list(ids)
     samples = [
-        transforms(image=i.clone(), segmentation=s.clone(), regression_target=n) for i, s, n in zip(image, label, ids)
+        transforms(image=i.clone(), segmentation=s.clone(), regression_target=n) for i, s, n in zip(image, label, marks)
     ]
     targets = [sample["segmentation"] for sample in samples]
     followed = [sample.get("regression_target") for sample in samples]

@@ -1,5 +1,6 @@
 """Pictures of a training: the first planted batch, and what each epoch planted."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,10 +8,13 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 from torch import Tensor
 
+from nnunetv2_freetumor.files.cases import replacing
 from nnunetv2_freetumor.pages.sheets import (
     MOST_ROWS,
     SIZE_CLASS_COLORS,
@@ -21,6 +25,7 @@ from nnunetv2_freetumor.pages.sheets import (
 from nnunetv2_freetumor.plan import SIZE_NAMES
 from nnunetv2_freetumor.synthesis.planted import Aim, BeforeAfter
 from nnunetv2_freetumor.synthesis.planter import ACCEPTED, JUDGED, Planter, Synthesis
+from nnunetv2_freetumor.training.recognition import RECOGNIZED, WATCHED
 
 
 def batch_preview(
@@ -44,20 +49,26 @@ def batch_preview(
     return True
 
 
+DPI = 100  # of the panel below nnU-Net's progress figure
+
+
 @style.context("default")  # nnU-Net's own figure leaves very large fonts behind
 def counts_curve(history: Mapping[str, Sequence[float]], path: str | Path) -> None:
     """Plot what every epoch saw, planted by size class and, with a judge, how much of each size it accepted."""
     judged = any(np.nansum(history[name]) for name in JUDGED)
-    figure = Figure(figsize=(9, 8.5 if judged else 6), facecolor="white", layout="constrained")
-    samples, sizes, *shares = panels = figure.subplots(3 if judged else 2, 1, sharex=True)
+    figure = Figure(figsize=(9, 11 if judged else 8.5), facecolor="white", layout="constrained")
+    samples, sizes, recognized, *shares = panels = figure.subplots(4 if judged else 3, 1, sharex=True)
     for name, color in (("eligible", "#999999"), ("planted", "#0072b2"), *([("rejected", "#d55e00")] * judged)):
         samples.plot(range(len(history[name])), history[name], marker=".", color=color, label=name)
     floor = np.zeros(len(history["planted"]))
     for name, color in zip(SIZE_NAMES, SIZE_CLASS_COLORS):
         sizes.bar(range(len(floor)), np.nan_to_num(history[name]), bottom=floor, width=1.0, color=color, label=name)
         floor = floor + np.nan_to_num(history[name])
+    _plot_shares(recognized, history, RECOGNIZED, WATCHED)
+    recognized.set_ylabel("recognized by\nthe network [%]")
     for axes in shares:
-        _plot_accepted(axes, history)
+        _plot_shares(axes, history, ACCEPTED, JUDGED)
+        axes.set_ylabel("accepted by\nthe judge [%]")
     samples.xaxis.set_major_locator(MaxNLocator(integer=True))
     samples.set_ylabel("samples per epoch")
     sizes.set_ylabel("lesions per epoch")
@@ -70,10 +81,35 @@ def counts_curve(history: Mapping[str, Sequence[float]], path: str | Path) -> No
     save_figure(figure, path)
 
 
-def _plot_accepted(axes: Axes, history: Mapping[str, Sequence[float]]) -> None:
-    for name, color, accepted, judged in zip(SIZE_NAMES, SIZE_CLASS_COLORS, ACCEPTED, JUDGED):
-        epochs = np.asarray(history[judged], dtype=float)
-        share = np.divide(history[accepted], epochs, out=np.full(len(epochs), np.nan), where=epochs > 0)
+def _plot_shares(
+    axes: Axes, history: Mapping[str, Sequence[float]], parts: Sequence[str], wholes: Sequence[str]
+) -> None:
+    """Plot the share of each size class by epoch; a class without lesions in an epoch has none."""
+    for name, color, part, whole in zip(SIZE_NAMES, SIZE_CLASS_COLORS, parts, wholes):
+        epochs = np.asarray(history[whole], dtype=float)
+        share = np.divide(history[part], epochs, out=np.full(len(epochs), np.nan), where=epochs > 0)
         if np.isfinite(share).any():
             axes.plot(range(len(share)), 100 * share, marker=".", color=color, label=name)
-    axes.set(ylabel="accepted by the judge [%]", ylim=(0, 105))
+    axes.set_ylim(0, 105)
+
+
+def add_to_progress(history: Mapping[str, Sequence[float]], progress: str | Path) -> None:
+    """Put the recognized shares below nnU-Net's own progress figure, which stays as it is above them."""
+    with Image.open(progress) as own:
+        above = own.convert("RGB")
+    figure = Figure(
+        figsize=(above.width / DPI, above.width / DPI / 4), facecolor="white", layout="constrained", dpi=DPI
+    )
+    axes = figure.subplots()
+    with style.context("default"):
+        _plot_shares(axes, history, RECOGNIZED, WATCHED)
+    axes.set(xlabel="epoch", ylabel="planted lesions recognized [%]")
+    axes.legend(loc="upper left", frameon=False)
+    below = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(below)
+    with Image.open(below) as panel:
+        joined = Image.new("RGB", (above.width, above.height + panel.height), "white")
+        joined.paste(above, (0, 0))
+        joined.paste(panel.convert("RGB"), (0, above.height))
+    with replacing(progress) as unfinished:
+        joined.save(unfinished, format="PNG")

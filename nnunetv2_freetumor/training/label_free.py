@@ -6,12 +6,42 @@ networks that never predict it; and one epoch in which every label is NaN freeze
 
 import math
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import join, load_pickle
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+
+class AbsentLabels(NamedTuple):
+    """Positions among nnU-Net's foreground labels or regions."""
+
+    columns: list[int]  # of those that no case holds
+    tumors: list[int]  # of these, tumors to plant
+
+
+class LabelFreeMixin(nnUNetTrainer):
+    """Measure a label that no case holds by the planted lesions of it that the network recognizes."""
+
+    absent = AbsentLabels([], [])
+    recognized_share = math.nan  # of the epoch's planted lesions
+    label_manager: Any
+
+    def find_absent_labels(self, tumors: Collection[int]) -> None:
+        """Find the labels that no case holds, and explain in the log what stands in for them."""
+        columns = absent_columns(self.preprocessed_dataset_folder, self.label_manager)
+        self.absent = AbsentLabels(columns, tumor_columns(self.label_manager, columns, tumors))
+        if columns:
+            self.print_to_log_file(notice(self.label_manager, *self.absent))
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Keep absent labels out of the pseudo Dice, or put the recognized share there; its average stays a number."""
+        outputs = leave_out(val_outputs, *self.absent, recognized_share=self.recognized_share)
+        with np.errstate(invalid="ignore"):  # 0 / 0 is meant: nnU-Net leaves NaN out of the mean
+            super().on_validation_epoch_end(outputs)
+        mend_moving_average(self.logger.local_logger.my_fantastic_logging)
 
 
 def absent_columns(preprocessed_folder: str, label_manager: LabelManager) -> list[int]:
@@ -29,8 +59,8 @@ def notice(label_manager: LabelManager, columns: list[int], tumors: list[int]) -
     """Explain what validation during training cannot measure, and what stands in for it."""
     planted, others = _names(label_manager, tumors), _names(label_manager, sorted({*columns} - {*tumors}))
     text = (
-        f"FreeTumor: no case of this dataset holds {_names(label_manager, columns)}: validation cannot measure them, and "
-        "the Dice that the final validation prints for them means nothing. Measure them on annotated cases."
+        f"FreeTumor: no case of this dataset holds {_names(label_manager, columns)}: validation cannot measure them, "
+        "and the Dice that the final validation prints for them means nothing. Measure them on annotated cases."
     )
     if planted:
         text += (

@@ -11,11 +11,12 @@ from nnunetv2_freetumor.pages import sheets
 from nnunetv2_freetumor.pages.sheets import Picture, Views, lesion_sheet, pictures_of, upright, window_hu
 from nnunetv2_freetumor.synthesis import compose
 from nnunetv2_freetumor.synthesis.planted import Aim, BeforeAfter, measure_planted
-from nnunetv2_freetumor.synthesis.planter import COUNTS, JUDGED, Lesion, Synthesis
+from nnunetv2_freetumor.synthesis.planter import JUDGED, Lesion, Synthesis
 from nnunetv2_freetumor.synthesis.region import Site
 from nnunetv2_freetumor.synthesis.synthesizer import Synthesizer
 from nnunetv2_freetumor.synthesis.volume import Box
 from nnunetv2_freetumor.training import figures
+from nnunetv2_freetumor.training.epoch_log import LOGGED
 from nnunetv2_freetumor.training.figures import batch_preview, counts_curve
 
 SPACING_MM = (3.0, 1.0, 1.0)
@@ -140,10 +141,11 @@ def test_a_batch_is_drawn_from_z_scores(monkeypatch):
     before, after = (window.to_z(torch.from_numpy(array).float())[None, None] for array in change[:2])
     labels = (torch.from_numpy(array)[None, None] for array in change[2:])
     kept, box = torch.tensor(True), Box((0, 0, 0), (12, 40, 40))
+    mask = torch.ones(12, 40, 40, dtype=torch.bool)
     stayed = compose.Change(kept, *torch.zeros(3))
     lesions = [
-        Lesion(Site(0, 0, [6.0, 12.0, 12.0], 14.0, box), stayed, kept),
-        Lesion(Site(0, 0, [6.0, 28.0, 28.0], 8.0, box), stayed._replace(kept=~kept), kept),
+        Lesion(Site(0, 0, [6.0, 12.0, 12.0], 14.0, box), stayed, mask, kept),
+        Lesion(Site(0, 0, [6.0, 28.0, 28.0], 8.0, box), stayed._replace(kept=~kept), mask, kept),
     ]
     drawn = []
     monkeypatch.setattr(figures, "lesion_sheet", lambda pictures, *_: drawn.extend(pictures))
@@ -156,14 +158,14 @@ def test_a_batch_is_drawn_from_z_scores(monkeypatch):
 
 
 def test_the_curve_takes_epochs_without_counts(tmp_path):
-    history = {name: [float("nan"), 3.0, 4.0] for name in COUNTS}
+    history = {name: [float("nan"), 3.0, 4.0] for name in LOGGED}
     counts_curve(history, tmp_path / "curve.png")
     assert matplotlib.image.imread(tmp_path / "curve.png").size
     assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
 
 
 def test_the_curve_gets_a_panel_with_what_a_judge_accepted(tmp_path):
-    history = {name: [3.0, 3.0, 4.0] for name in COUNTS}
+    history = {name: [3.0, 3.0, 4.0] for name in LOGGED}
     shown = []
     for judged in ([float("nan"), 0.0, 0.0], [float("nan"), 0.0, 8.0]):
         counts_curve(history | dict.fromkeys(JUDGED, judged), tmp_path / "curve.png")

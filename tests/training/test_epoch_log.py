@@ -9,7 +9,7 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2_freetumor.synthesis.planter import COUNTS
 from nnunetv2_freetumor.training import epoch_log
 
-COUNTED = dict.fromkeys(COUNTS, 0.0) | {
+COUNTED = dict.fromkeys(epoch_log.LOGGED, 0.0) | {
     "samples": 500.0, "eligible": 400.0, "planted": 150.0, "no_room": 20.0, "too_faint": 15.0, "tumor_free": 300.0,
     "untouched_tumor_free": 190.0, "<10 mm": 70.0, "10-20 mm": 90.0, "lesion_voxels": 1000.0, "saturated_voxels": 10.0,
 }  # fmt: skip
@@ -67,7 +67,7 @@ def test_other_names_are_registered_and_read_under_a_key_of_their_own(logger):
 
 
 def test_the_log_lines_carry_the_counts_and_the_sizes():
-    first, second = epoch_log.epoch_lines(COUNTED)
+    first, second, third = epoch_log.epoch_lines(COUNTED)
     assert first == (
         "FreeTumor: of 500 samples 400 eligible, 150 planted, 20 without room, 15 with a lesion too faint; of 300 "
         "tumor-free host patches 190 untouched"
@@ -75,6 +75,7 @@ def test_the_log_lines_carry_the_counts_and_the_sizes():
     assert second == (
         "FreeTumor: lesions <10 mm: 70, 10-20 mm: 90, 20-50 mm: 0, >=50 mm: 0; 1.0 % of their voxels saturated"
     )
+    assert third == epoch_log.NONE_WATCHED
 
 
 def test_a_normal_epoch_warns_of_nothing():
@@ -98,7 +99,7 @@ def test_an_epoch_without_lesions_has_no_saturated_share():
 
 def test_accepted_shares_by_size_have_a_line_where_a_judge_was_at_work():
     judged = {"judged <10 mm": 40.0, "accepted <10 mm": 10.0, "judged 20-50 mm": 8.0, "accepted 20-50 mm": 6.0}
-    line = epoch_log.epoch_lines(COUNTED | judged | {"rejected": 25.0})[2]
+    line = epoch_log.epoch_lines(COUNTED | judged | {"rejected": 25.0})[3]
     assert line == (
         "FreeTumor: judge accepted <10 mm: 10 of 40 (25 %), 20-50 mm: 6 of 8 (75 %); 25 samples stay as they were, all "
         "of their lesions rejected"

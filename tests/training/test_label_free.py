@@ -46,18 +46,35 @@ def test_a_region_is_there_when_one_of_its_labels_is(folder):
 
 def test_counts_of_absent_labels_are_emptied_and_all_others_kept():
     given = [_output((5, 3)), _output((7, 0))]
-    kept = label_free.leave_out(given, [1])
+    kept = label_free.leave_out(given, [1], tumors=[], recognized_share=0.5)
     assert [o["tp_hard"].tolist() for o in kept] == [[5, 0], [7, 0]]
     assert kept[0]["fp_hard"].tolist() == kept[0]["fn_hard"].tolist() == [1, 0]
     assert given[0]["tp_hard"].tolist() == [5, 3] and kept[0]["loss"] is given[0]["loss"]
 
 
-def test_the_notice_names_the_labels_and_says_what_it_means():
-    text = label_free.notice(LABELS, [1])
-    assert "no case of this dataset holds 'tumor': validation cannot measure tumors there" in text
-    assert "checkpoint_best" not in text
-    assert "'kidney', 'tumor'" in label_free.notice(REGIONS, [0, 1])
-    assert "use checkpoint_final" in label_free.notice(REGIONS, [0, 1])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_pseudo_dice_of_a_tumor_that_is_only_planted_is_the_recognized_share(share):
+    kept = label_free.leave_out([_output((5, 3)), _output((7, 9))], [1], tumors=[1], recognized_share=share)
+    tp, fp, fn = (sum(o[name][1] for o in kept) for name in ("tp_hard", "fp_hard", "fn_hard"))
+    assert 2 * tp / (2 * tp + fp + fn) == pytest.approx(share)
+    assert [o["tp_hard"][0] for o in kept] == [5, 7]
+
+
+def test_without_any_planted_lesion_the_tumor_stays_out_of_the_mean():
+    (kept,) = label_free.leave_out([_output((5, 3))], [1], tumors=[1], recognized_share=math.nan)
+    assert (kept["tp_hard"][1], kept["fp_hard"][1], kept["fn_hard"][1]) == (0, 0, 0)
+
+
+def test_only_columns_of_tumors_to_plant_are_replaced():
+    assert label_free.tumor_columns(LABELS, [0, 1], {2}) == [1]
+    assert label_free.tumor_columns(REGIONS, [1], {2}) == [1] and label_free.tumor_columns(REGIONS, [1], {7}) == []
+
+
+def test_the_notice_names_the_labels_and_says_what_stands_in_for_them():
+    text = label_free.notice(LABELS, [1], [1])
+    assert "no case of this dataset holds 'tumor': validation cannot measure them" in text
+    assert "The pseudo Dice of 'tumor' is the share of planted lesions that the network recognizes" in text
+    assert label_free.notice(LABELS, [0, 1], [1]).endswith("'liver': not in the pseudo Dice.")
 
 
 def test_the_moving_average_survives_epochs_that_measure_nothing(tmp_path):
