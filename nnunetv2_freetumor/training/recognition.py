@@ -53,7 +53,7 @@ class Watch:
         self._sums: Tensor | None = None
 
     def attach(self, network: nn.Module) -> Any:
-        """Hook into whatever the trainer calls: the plain network, the compiled one, or DDP's wrapper."""
+        """Attach to whatever the trainer calls: the plain network, the compiled one, or the wrapper of DDP."""
         return network.register_forward_hook(self._look)
 
     def expect(self, lesions: Sequence[Lesion], ids: Int[Tensor, "b 1 x y z"] | None) -> None:
