@@ -31,8 +31,8 @@ def notice(label_manager: LabelManager, columns: list[int]) -> str:
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in label_manager.label_dict.items()}
     names = ", ".join(f"'{name}'" for name, value in values.items() if value in absent)
     text = (
-        f"FreeTumor: no case of this dataset holds {names}: validation cannot measure tumors there. These labels stay "
-        "out of the pseudo Dice, and the Dice that the final validation prints for them says nothing; measure them on "
+        f"FreeTumor: no case of this dataset holds {names}: validation cannot measure tumors there. They are "
+        "excluded from the pseudo Dice; ignore the Dice that the final validation prints for them, and measure them on "
         "annotated cases."
     )
     nothing_left = " No other label is left to choose checkpoint_best by: use checkpoint_final."
