@@ -69,7 +69,7 @@ class _Checked:
     """Settings that are checked by the table when they are made."""
 
     def __post_init__(self) -> None:
-        check_all(self, _RULES[type(self).__name__])
+        check_all(self, next(_RULES[kind.__name__] for kind in type(self).__mro__ if kind.__name__ in _RULES))
 
 
 @dataclass(frozen=True, kw_only=True)

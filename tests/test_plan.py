@@ -41,7 +41,7 @@ def test_settings_of_earlier_sections_are_read_as_they_always_stood_and_dropped(
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("probabilty_tumor_free",), 0.5, "'freetumor' knows only the keys targets, labels, .* it is 'probabilty_"),
+        (("probabilty_tumor_free",), 0.5, "'freetumor' has unknown keys; allowed are targets, .* it is 'probabilty_"),
         (("probability_tumor_free",), 1.5, "'probability_tumor_free' must lie between 0 and 1, but it is 1.5"),
         (("probability_tumor_free",), "0.5", "'freetumor.probability_tumor_free' must be of type float, .* is '0.5'"),
         (("tumor_free_patches_only",), 1, "'freetumor.tumor_free_patches_only' must be of type bool, but it is 1"),

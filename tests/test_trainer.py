@@ -207,7 +207,7 @@ def test_what_cannot_work_ends_before_the_loaders_start(kind, make_trainer):
 
 def test_an_unknown_key_in_the_section_ends_before_the_loaders_start(make_trainer):
     made = make_trainer(trainer.nnUNetTrainerFreeTumor, probabilty=0.5)
-    with pytest.raises(ValueError, match="freetumor.*knows only the keys.*probabilty"):
+    with pytest.raises(ValueError, match="freetumor.*has unknown keys; allowed are.*probabilty"):
         made.run_training()
     assert made.dataloader_train is None
 

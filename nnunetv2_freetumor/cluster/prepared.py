@@ -7,7 +7,8 @@ and the files may have changed since.
 from collections.abc import Callable
 from typing import Any
 
-_OF_RUN: dict[str, Any] = {}  # of the latest run only
+_OF_RUN: dict[str, Any] = {}  # of the two latest runs: two clients may share a cluster's workers
+_RUNS = 2
 
 
 def prepared(run: str, prepare: Callable[[], Any]) -> Any:
@@ -18,7 +19,8 @@ def prepared(run: str, prepare: Callable[[], Any]) -> Any:
         prepare: reads or loads it.
     """
     if run not in _OF_RUN:
-        _OF_RUN.clear()
+        while len(_OF_RUN) >= _RUNS:
+            del _OF_RUN[next(iter(_OF_RUN))]
         _OF_RUN[run] = prepare()
     return _OF_RUN[run]
 

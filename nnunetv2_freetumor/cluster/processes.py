@@ -30,9 +30,15 @@ _Case = TypeVar("_Case", bound=HasCase)
 _Result = TypeVar("_Result")
 
 
-def spawned(processes: int) -> ProcessPoolExecutor:
-    """Return an executor of spawned processes, which end with this process even if it is killed."""
-    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+def spawned(processes: int, before_end: Callable[[], None] | None = None) -> ProcessPoolExecutor:
+    """Return an executor of spawned processes, which end with this process even if it is killed.
+
+    Args:
+        processes: how many.
+        before_end: importable by name; each process calls it if this one was killed, to end what it has started itself.
+    """
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, context, initializer=_end_with_parent, initargs=(before_end,))
 
 
 @contextlib.contextmanager
@@ -94,13 +100,17 @@ def _succeeded(future: "Future[Any]") -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(before_end: Callable[[], None] | None) -> None:
     """Let a process end with the one that started it, even if that was killed."""
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
+    threading.Thread(target=_wait_for_parent, args=(before_end,), daemon=True).start()
 
 
-def _wait_for_parent() -> None:
+def _wait_for_parent(before_end: Callable[[], None] | None) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None, "this process was started by another one"
     parent.join()
-    os._exit(1)
+    try:
+        if before_end is not None:
+            before_end()
+    finally:
+        os._exit(1)

@@ -161,7 +161,7 @@ def open_cohort(
         )
     chosen = tuple(only) or tuple(sorted(there & predicted))
     notes = [
-        f"Left out, for {folder} does not have them: {_some(cases)}."
+        f"Not scored, because they are missing in {folder}: {_some(cases)}."
         for folder, cases in ((predictions, there - predicted), (references, predicted - there))
         if cases
     ]

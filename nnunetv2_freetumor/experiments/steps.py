@@ -3,6 +3,7 @@
 Also what demo, study and the bundled generator share: nnU-Net's folders and a small configuration.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -10,10 +11,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from subprocess import Popen
+from typing import IO, Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -24,7 +27,8 @@ _OWN_PROGRAM = "nnUNetv2_freetumor"
 _OWN_START = "import sys; from nnunetv2_freetumor.cli import main; sys.exit(main())"
 _POLL_SECONDS = 0.5
 _LAST_LINES = 25  # of a failed step's log, to be shown
-
+_RUNNING: list[Popen] = []  # commands of this process
+_STARTING = threading.Lock()
 
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
 PLANS, COARSE_CONFIGURATION = "nnUNetPlans", "3d_coarse"
@@ -74,29 +78,73 @@ class Runner:
         if step.function:
             step.function()
         else:
-            self._call(step)
+            log = self.folder / f"{step.name}.log"
+            call(
+                step.command.split(),
+                log,
+                environment=self.environment,
+                cwd=self.root,
+                follow=lambda process: _follow(process, step, log),
+            )
         self.seconds[step.name] = time.monotonic() - start
         write_json({"command": step.command, "seconds": self.seconds[step.name]}, note)
 
-    def _call(self, step: Step) -> None:
-        log = self.folder / f"{step.name}.log"
-        words = step.command.split()
-        with log.open("w", encoding="utf-8") as stream:
-            process = subprocess.Popen(
-                [*program(words[0]), *words[1:]],
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env=self.environment,
-                cwd=self.root,
-            )
-            try:
-                _follow(process, step, log)
-            finally:
-                end_process(process)
-        if process.returncode:
-            raise ValueError(
-                f"'{step.command}' ended with code {process.returncode}. The end of {log}:\n{last_lines(log)}"
-            )
+
+def call(
+    words: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str],
+    cwd: Path | None = None,
+    follow: Callable[[Popen], object] = Popen.wait,
+) -> None:
+    """Run a command to its end, with a log file for everything that it prints.
+
+    Args:
+        words: the command and its arguments.
+        log: written anew.
+        environment: of the command.
+        cwd: where it runs.
+        follow: waits until it has ended.
+
+    Raises:
+        ValueError: the command is not installed, see `program`; or it failed, and the text has the end of its log.
+    """
+    with (
+        log.open("w", encoding="utf-8") as stream,
+        started(words, stdout=stream, environment=environment, cwd=cwd) as process,
+    ):
+        follow(process)
+    if process.returncode:
+        raise ValueError(
+            f"'{' '.join(words)}' ended with code {process.returncode}. The end of {log}:\n{last_lines(log)}"
+        )
+
+
+@contextlib.contextmanager
+def started(
+    words: Sequence[str], stdout: IO[str], environment: Mapping[str, str], cwd: Path | None = None
+) -> Iterator[Popen]:
+    """Yield a running command, which ends with the block at the latest; errors go to its output.
+
+    Raises:
+        ValueError: the command is not installed; see `program`.
+    """
+    command = [*program(words[0]), *words[1:]]
+    with _STARTING:
+        process = Popen(command, stdout=stdout, stderr=subprocess.STDOUT, env=environment, cwd=cwd)
+        _RUNNING.append(process)
+    try:
+        yield process
+    finally:
+        _RUNNING.remove(process)
+        end_process(process)
+
+
+def end_running() -> None:
+    """Stop the commands that this process has started, and start no other: the process that wanted them is gone."""
+    _STARTING.acquire()  # for good
+    for process in [*_RUNNING]:
+        end_process(process)
 
 
 def program(name: str) -> list[str]:
@@ -124,7 +172,7 @@ def progress(log: str, mark: str) -> int:
     return int(found[-1]) if found and found[-1].isdigit() else len(found)
 
 
-def _follow(process: subprocess.Popen, step: Step, log: Path) -> None:
+def _follow(process: Popen, step: Step, log: Path) -> None:
     """Update a progress bar while a command runs; without a terminal, print it only when it has moved."""
     watched = sys.stderr.isatty()
     bar_format = None if step.total else "{desc} {elapsed}"
@@ -138,7 +186,7 @@ def _follow(process: subprocess.Popen, step: Step, log: Path) -> None:
         bar.n = step.total if process.returncode == 0 else bar.n
 
 
-def end_process(process: subprocess.Popen) -> None:
+def end_process(process: Popen) -> None:
     """Stop a running command as Ctrl-C would, so that it ends its own children."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)

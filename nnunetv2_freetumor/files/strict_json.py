@@ -82,7 +82,7 @@ def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
     check(isinstance(value, dict), where, "must be an object", value)
     known = {item.name: item for item in dataclasses.fields(kind)}
     unknown = sorted(set(value) - set(known))
-    check(not unknown, where, f"knows only the keys {', '.join(known)}", ", ".join(unknown))
+    check(not unknown, where, f"has unknown keys; allowed are {', '.join(known)}", ", ".join(unknown))
     needed = [n for n, f in known.items() if f.default is f.default_factory is dataclasses.MISSING and n not in value]
     check(not needed, where, f"lacks the keys {', '.join(needed)}", value)
     hints = typing.get_type_hints(kind)

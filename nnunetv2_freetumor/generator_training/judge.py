@@ -18,7 +18,7 @@ from nnunetv2_freetumor.intensity import from_plans
 from nnunetv2_freetumor.plan import Section
 from nnunetv2_freetumor.synthesis.proposals import Proposal
 from nnunetv2_freetumor.synthesis.region import support
-from nnunetv2_freetumor.training.judge import JudgeGate, View
+from nnunetv2_freetumor.training.judge import JudgeGate, Window
 from nnunetv2_freetumor.training.judge_choice import OFF, baseline_folder, find_judge, load_judge, tumor_names
 from nnunetv2_freetumor.training.segmenter import training_command
 
@@ -72,7 +72,7 @@ class TrainingJudge(JudgeGate):
             parts.append(unrecognized(probability, self._lesion(image[:1], placed, window)))
         return parts
 
-    def _lesion(self, image: Patch, placed: Placed, window: View) -> Bool[Tensor, "1 px py pz"]:
+    def _lesion(self, image: Patch, placed: Placed, window: Window) -> Bool[Tensor, "1 px py pz"]:
         """Mark a lesion's voxels in its window."""
         mask = torch.zeros_like(image, dtype=torch.float32)
         mask[0, 0][placed.proposal.site.box.slices()] = placed.proposal.lesion.float()

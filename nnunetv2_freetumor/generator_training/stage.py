@@ -82,7 +82,7 @@ class GeneratorStage:
 
     @torch.no_grad()
     def previews(self) -> list[LesionSlices]:
-        """Draw the first lesions that were met with the present generator, always the same ones."""
+        """Render the first lesions that were met with the present generator, always the same ones."""
         rows: list[LesionSlices] = []
         for _, synthetic in sorted(self._previewed.items()):
             contrast = render(self.step.networks.final, synthetic, self.step.frame).contrast_hu

@@ -26,7 +26,7 @@ JudgeLoss = Callable[[VolumeBatch], Float[Tensor, ""]]
 
 
 class Rendered(NamedTuple):
-    """What the network drew, on the training grid."""
+    """What the network rendered, on the training grid."""
 
     contrast_hu: VolumeBatch
     residual_hu: VolumeBatch  # what it added to `texture`; the contrast itself for the published network
@@ -93,7 +93,7 @@ def make_optimizer(networks: Networks, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def render(network: nn.Module, synthetic: Synthetic, frame: Frame) -> Rendered:
-    """Draw lesions on the training grid; nothing changes where it must not."""
+    """Render lesions on the training grid; nothing changes where it must not."""
     inputs = synthetic.inputs
     if isinstance(inputs, LiteInputs):
         residual = lite_residual(network, inputs) * synthetic.support

@@ -162,6 +162,7 @@ def _finish(sources: Sources, orders: Orders, folder: Path, splits_at: Sequence[
         )
     elif bare and made:
         lines.append(
-            f"The generator was trained on validation cases of fold {', '.join(bare)}: it gets no synthetic cases."
+            f"Fold {', '.join(bare)} gets no synthetic cases, because the generator was trained on its "
+            "validation cases."
         )
     return lines

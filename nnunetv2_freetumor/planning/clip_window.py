@@ -71,7 +71,7 @@ def preprocessed_configurations(plans: dict[str, Any], folder: Path) -> list[str
 
 
 def repair_commands(plans: dict[str, Any], configurations: list[str]) -> str:
-    """Write the commands that widen the window and preprocess anew."""
+    """Write the commands that widen the window and preprocess again."""
     number = int(plans["dataset_name"][7:10])
     return f"  nnUNetv2_freetumor plan -d {number} -p {plans['plans_name']} --widen-window\n" + preprocess_command(
         plans, configurations
@@ -79,7 +79,7 @@ def repair_commands(plans: dict[str, Any], configurations: list[str]) -> str:
 
 
 def preprocess_command(plans: dict[str, Any], configurations: list[str]) -> str:
-    """Write the command that preprocesses these configurations anew."""
+    """Write the command that preprocesses these configurations again."""
     number = int(plans["dataset_name"][7:10])
     return f"  nnUNetv2_preprocess -d {number} -plans_name {plans['plans_name']} -c {' '.join(configurations)}"
 

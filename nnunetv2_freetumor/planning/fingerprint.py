@@ -104,8 +104,8 @@ def _host_is_absent(labels: dict[str, Any], target: Target, count: int) -> str:
     if target.host_hu is not None:
         return (
             f"No connected tissue of {target.host_hu[0]:g} to {target.host_hu[1]:g} HU inside the body was found in "
-            f"any of the {count} training cases, so there is no host for '{target.name}'. Are the images CT in HU? "
-            "Or use a label for the organ instead."
+            f"any of the {count} training cases, so there is no host for '{target.name}'. Check that the images are CT "
+            "in HU, or add a label for the organ."
         )
     names = ", ".join(f"'{label.name}'" for label in read_labels(labels) if label.values & set(target.host_labels))
     return (

@@ -1,4 +1,4 @@
-"""Lesion shapes: star-shaped bodies around a center, drawn analytically.
+"""Lesion shapes: star-shaped bodies around a center, computed analytically.
 
 A body is the set where `|y| exp(A n(y/|y|)) < 1`. y is the position in the coordinates of a randomly turned ellipsoid,
 A the roughness and n a softly limited noise field of two octaves, read on the unit sphere: every body is connected and

@@ -56,7 +56,7 @@ class Synthesizer:
             section: the `freetumor` section.
             spacing_mm: voxel size in the arrays' axis order.
             intensity: how the image encodes HU.
-            generators: what draws the lesions of each target; `texture` where they are left out.
+            generators: what renders the lesions of each target; `texture` where they are left out.
             gate: the judge's quality test; none where it is left out.
 
         Raises:

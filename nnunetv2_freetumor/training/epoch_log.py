@@ -152,8 +152,8 @@ def _judge_lines(counts: Counts, ungated: frozenset[int]) -> list[str]:
     if not shares:
         return []
     return [
-        f"FreeTumor: judge accepted {', '.join(shares)}; {counts['rejected']:.0f} samples stay as they were, all of "
-        "their lesions rejected"
+        f"FreeTumor: judge accepted {', '.join(shares)}; {counts['rejected']:.0f} samples unchanged because all "
+        "their lesions were rejected"
     ]
 
 

@@ -26,7 +26,7 @@ from nnunetv2_freetumor.training.segmenter import FrozenSegmenter
 _SAME_SPACING = 1e-3  # relative
 
 
-class View(NamedTuple):
+class Window(NamedTuple):
     """The part of a patch that the segmenter is shown."""
 
     sample: int
@@ -77,7 +77,7 @@ class JudgeGate:
         windows = [self.window_around(proposal.site, image.shape[2:]) for proposal in tested]
         unique = list(dict.fromkeys(windows))
         together = max(self.together, 2 if image.device.type == "cpu" else 1)
-        outputs: dict[View, Tensor] = {}
+        outputs: dict[Window, Tensor] = {}
         for first in range(0, len(unique), together):
             chunk = unique[first : first + together]
             outputs |= zip(chunk, self._look(torch.cat([self.cut(image, window) for window in chunk])))
@@ -87,23 +87,23 @@ class JudgeGate:
             for proposal in proposals
         ]
 
-    def window_around(self, site: Site, shape: Sequence[int]) -> View:
+    def window_around(self, site: Site, shape: Sequence[int]) -> Window:
         """Lay the window around a lesion and move it into the patch."""
         start = []
         for center, size, patch, ratio in zip(site.center, shape, self.segmenter.patch_size, self._ratio):
             extent = patch * ratio
             first = min(max(center + 0.5 - extent / 2, 0), size - extent) if extent <= size else (size - extent) / 2
             start.append(math.floor(first))
-        return View(site.sample, (start[0], start[1], start[2]))
+        return Window(site.sample, (start[0], start[1], start[2]))
 
-    def cut(self, image: Float[Tensor, "b 1 x y z"], window: View) -> Float[Tensor, "1 1 px py pz"]:
+    def cut(self, image: Float[Tensor, "b 1 x y z"], window: Window) -> Float[Tensor, "1 1 px py pz"]:
         """Cut a window out of a batch of z-scores, in the segmenter's own z-scores and at its own spacing."""
         z = image[window.sample : window.sample + 1].float()
         if self.intensity != self.segmenter.intensity:
             z = self.segmenter.intensity.to_z(self.intensity.to_hu(z))
         return self.read(z, window)
 
-    def read(self, volume: Float[Tensor, "1 1 x y z"], window: View) -> Float[Tensor, "1 1 px py pz"]:
+    def read(self, volume: Float[Tensor, "1 1 x y z"], window: Window) -> Float[Tensor, "1 1 px py pz"]:
         """Read a window of a volume at the segmenter's spacing, with zeros beyond the volume."""
         if all(r == 1 for r in self._ratio):
             return crop_and_pad_nd(volume, window.bounds(self.segmenter.patch_size))
@@ -116,7 +116,7 @@ class JudgeGate:
         marked = [self.segmenter.recognized(logits, c) for c in self._outputs]
         return list(torch.stack(marked, dim=1))
 
-    def _judge(self, proposal: Proposal, window: View, marked: Bool[Tensor, "t px py pz"]) -> Verdict:
+    def _judge(self, proposal: Proposal, window: Window, marked: Bool[Tensor, "t px py pz"]) -> Verdict:
         """Compare a lesion with what is marked in its window; voxels beyond the window are not asked for."""
         site, channel = proposal.site, self.channels[proposal.site.target]
         assert channel is not None, "only tested targets come here"

@@ -53,7 +53,7 @@ def resolve_judge(section: Section, trainer: nnUNetTrainer) -> JudgeGate | None:
         return None
     shares = ", ".join(f"{name}: {100 * share:.0f} %" for name, share in zip(SIZE_NAMES, section.min_quality))
     trainer.print_to_log_file(
-        f"FreeTumor: judge {place}; a lesion stays when it calls this share of it tumor: {shares}"
+        f"FreeTumor: judge {place}; a lesion is kept if the judge marks at least this share of it as tumor: {shares}"
     )
     x_mm, y_mm, z_mm = map(float, trainer.configuration_manager.spacing)
     own = intensity.from_plans(trainer.plans_manager.plans)

@@ -59,8 +59,8 @@ def notice(label_manager: LabelManager, columns: list[int], tumors: list[int]) -
     """Explain what validation during training cannot measure, and what stands in for it."""
     planted, others = _names(label_manager, tumors), _names(label_manager, sorted({*columns} - {*tumors}))
     text = (
-        f"FreeTumor: no case of this dataset holds {_names(label_manager, columns)}: validation cannot measure them, "
-        "and the Dice that the final validation prints for them means nothing. Measure them on annotated cases."
+        f"FreeTumor: no case of this dataset holds {_names(label_manager, columns)}: validation cannot measure them. "
+        "Ignore the Dice that the final validation prints for them, and measure them on annotated cases."
     )
     if planted:
         text += (

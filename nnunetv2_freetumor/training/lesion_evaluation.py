@@ -21,7 +21,7 @@ class LesionEvaluationMixin(nnUNetTrainer):
 def evaluate_validation(fold: str | Path, references: str | Path) -> str:
     """Score a fold's validation folder, print the table beside nnU-Net's summary.json, and give the text.
 
-    Days of training lie behind this: what cannot be scored is told in the text, with the command that repeats it.
+    Days of training lie behind this: what cannot be scored is reported in the text, with the command to repeat it.
     """
     predictions, model = Path(fold) / "validation", Path(fold).parent
     dataset_json, plans_file = model / "dataset.json", model / "plans.json"

@@ -150,7 +150,7 @@ def _read_model(path: Path) -> dict[str, Any]:
     complete = isinstance(checkpoint, dict) and all(part in checkpoint for part in _PARTS)
     if not complete or "configuration" not in checkpoint["init_args"]:
         raise ValueError(
-            f"{path} is no checkpoint of nnU-Net's: it must hold {', '.join(_PARTS)}. Train the model again."
+            f"{path} is not an nnU-Net checkpoint: it must contain {', '.join(_PARTS)}. Train the model again."
         )
     return checkpoint
 

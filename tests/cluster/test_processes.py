@@ -1,12 +1,17 @@
 """Cases in several processes: the same results, errors that name the case, and no forks."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
 import pytest
 
 from nnunetv2_freetumor.cluster.processes import map_cases, several_processes, spawned
+from nnunetv2_freetumor.experiments import steps
 
 
 class Counted(NamedTuple):
@@ -62,3 +67,43 @@ def test_processes_are_spawned_and_one_process_is_this_one():
             executor.submit(os._exit, 1).result()
     with several_processes(1) as executor:
         assert executor is None
+
+
+_TRAIN = """
+import sys
+from nnunetv2_freetumor.cluster.processes import spawned
+from nnunetv2_freetumor.experiments.steps import end_running
+from test_processes import train
+if __name__ == "__main__":
+    with spawned(1, before_end=end_running) as executor:
+        executor.submit(train, sys.argv[1])
+        executor.submit(train, sys.argv[1] + "_next")
+"""
+
+
+def train(note):
+    """Run a command that says when it starts, and that it was stopped, as a trial does."""
+    code = "import sys, time; open(sys.argv[1], 'w').write('started'); time.sleep(60)"
+    code = f"try:\n    {code}\nexcept KeyboardInterrupt:\n    open(sys.argv[1], 'w').write('stopped')"
+    with open(f"{note}.log", "w") as log, steps.started([sys.executable, "-c", code, note], log, os.environ) as process:
+        process.wait()
+
+
+def wait_for(holds, seconds=60):
+    end = time.monotonic() + seconds
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.05)
+    return holds()
+
+
+def test_a_command_ends_with_the_process_that_wanted_it_even_if_that_is_killed(tmp_path):
+    script, note = tmp_path / "study.py", tmp_path / "note"
+    script.write_text(_TRAIN)
+    paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    parent = subprocess.Popen([sys.executable, script, note], env=os.environ | {"PYTHONPATH": paths})
+    assert wait_for(lambda: note.is_file() and note.read_text() == "started")
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert wait_for(lambda: note.read_text() == "stopped", seconds=20)
+    time.sleep(0.5)
+    assert not note.with_name("note_next").exists()

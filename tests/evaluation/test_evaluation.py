@@ -124,7 +124,7 @@ def test_chill_scores_what_has_a_prediction_and_says_so(folders):
     folders.write("ref", c=label_map())
     result = run(folders, chill=True)
     assert result["pairs"]["tumor"]["summaries"]["predictions"]["cases"] == 2
-    assert result["notes"][0] == f"Left out, for {folders / 'pred'} does not have them: c."
+    assert result["notes"][0] == f"Not scored, because they are missing in {folders / 'pred'}: c."
 
 
 def test_what_the_reference_ignores_counts_on_neither_side(tmp_path):

@@ -40,7 +40,7 @@ def test_single_numbers_are_changed_by_name_and_the_recipe_itself_stays():
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"learning_rate": 1}, "'recipe_changes' knows only the keys kind, .*learning_rate"),
+        ({"learning_rate": 1}, "'recipe_changes' has unknown keys; allowed are kind, .*learning_rate"),
         ({"epochs": "many"}, "'recipe_changes.epochs' must be of type int, but it is 'many'"),
         ({"adversarial": "wasserstein"}, "must be one of 'hinge', 'voxel'"),
         ({"side_voxels": [30, 32, 32]}, "'side_voxels' must be multiples of 8"),

@@ -133,7 +133,7 @@ def test_a_file_without_card_is_refused(lite_file):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"surprise": 1}, r"'card' knows only the keys name, kind, .* but it is 'surprise'"),
+        ({"surprise": 1}, r"'card' has unknown keys; allowed are name, kind, .* but it is 'surprise'"),
         ({"kind": "diffusion"}, r"'card\.kind' must be one of 'freetumor', 'lite', but it is 'diffusion'"),
         ({"window_hu": [250, -175]}, "'window_hu' must be two rising HU values"),
         ({"name": "../../elsewhere"}, "A generator's name must start with a letter"),

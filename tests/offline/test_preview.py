@@ -89,3 +89,14 @@ def test_a_dataset_without_any_place_for_a_lesion_is_said(preprocessed, tmp_path
     path.write_text(json.dumps(plans))
     with pytest.raises(ValueError, match="There was no room for any lesion in the cases of"):
         preview_command(DATASET, tmp_path, count=1)
+
+
+def test_a_preview_also_plants_beside_real_tumors_where_training_would_not(preprocessed, tmp_path, sheet):
+    for only in (False, True):
+        path = preprocessed / f"{PLANS}.json"
+        plans = json.loads(path.read_text())
+        plans["freetumor"]["tumor_free_patches_only"] = only
+        path.write_text(json.dumps(plans))
+        preview_command(DATASET, tmp_path, count=3)
+    everywhere, tumor_free_only = ([picture.caption for picture in pictures] for pictures in sheet)
+    assert everywhere == tumor_free_only

@@ -91,7 +91,10 @@ def test_a_fold_that_validates_on_what_a_generator_has_seen_gets_no_synthetic_ca
     bare = [fold for fold, split in enumerate(splits) if not any("synthetic" in case for case in split["train"])]
     (seen,) = [fold for fold, split in enumerate(splits) if split["val"] == ["case_3"]]
     assert code == 0 and bare == [seen]
-    assert f"trained on validation cases of fold {seen}: it gets no synthetic cases" in capsys.readouterr().out
+    assert (
+        f"Fold {seen} gets no synthetic cases, because the generator was trained on its validation cases"
+        in capsys.readouterr().out
+    )
 
 
 def test_folds_without_synthetic_cases_for_other_reasons_are_not_put_on_the_generator(dataset, tmp_path, capsys):

@@ -101,6 +101,6 @@ def test_accepted_shares_by_size_have_a_line_where_a_judge_was_at_work():
     judged = {"judged <10 mm": 40.0, "accepted <10 mm": 10.0, "judged 20-50 mm": 8.0, "accepted 20-50 mm": 6.0}
     line = epoch_log.epoch_lines(COUNTED | judged | {"rejected": 25.0})[3]
     assert line == (
-        "FreeTumor: judge accepted <10 mm: 10 of 40 (25 %), 20-50 mm: 6 of 8 (75 %); 25 samples stay as they were, all "
-        "of their lesions rejected"
+        "FreeTumor: judge accepted <10 mm: 10 of 40 (25 %), 20-50 mm: 6 of 8 (75 %); 25 samples unchanged because "
+        "all their lesions were rejected"
     )

@@ -107,7 +107,7 @@ def test_what_is_no_model_of_ct_is_refused(baseline):
     with pytest.raises(ValueError, match=r"network of .* cannot be built: .*nnUNetTrainer\) must be installed here"):
         load_segmenter(baseline, 0, CPU)
     torch.save({"state_dict": weights}, path)
-    with pytest.raises(ValueError, match="is no checkpoint of nnU-Net's: it must hold network_weights"):
+    with pytest.raises(ValueError, match="is not an nnU-Net checkpoint: it must contain network_weights"):
         load_segmenter(baseline, 0, CPU)
     torch.save(whole, path)
     plans = json.loads((baseline / "plans.json").read_text())
@@ -123,7 +123,7 @@ def test_what_is_no_model_of_ct_is_refused(baseline):
 def test_auto_takes_the_folds_finished_baseline(baseline, make_trainer):
     gate, log = resolve(make(make_trainer, **FEW))
     assert isinstance(gate, JudgeGate) and gate.channels == [2]
-    assert f"FreeTumor: judge {baseline / 'fold_0'}; a lesion stays when it calls this share of it tumor" in log
+    assert f"FreeTumor: judge {baseline / 'fold_0'}; a lesion is kept if the judge marks at least this share" in log
     assert "<10 mm: 30 %, 10-20 mm: 50 %, 20-50 mm: 70 %, >=50 mm: 70 %" in log
 
 
@@ -281,3 +281,16 @@ def test_a_resumed_training_keeps_the_judge_and_the_generators_that_it_started_w
     record = json.loads((Path(anew.output_folder) / "freetumor_chosen.json").read_text())
     assert record["judge"] == str(baseline / "fold_0")
     assert record["generators"][0]["generator"] == "texture" and record["generators"][0]["path"] is None
+
+
+def test_a_judge_that_too_few_tumors_switch_off_is_recorded_as_off(make_trainer, baseline):
+    first = make(make_trainer, min_judge_tumors=20)
+    section = read_section(first.plans_manager.plans["freetumor"])
+    Path(first.output_folder).mkdir(parents=True, exist_ok=True)
+    assert (baseline / "fold_0").is_dir() and first.make_synthesizer(section).gate is None
+    record = json.loads((Path(first.output_folder) / "freetumor_chosen.json").read_text())
+    assert record["judge"] == "off"
+
+    resumed = make(make_trainer, min_judge_tumors=1)  # as if more tumors had been annotated meanwhile
+    resumed.current_epoch = 3
+    assert resumed.make_synthesizer(read_section(resumed.plans_manager.plans["freetumor"])).gate is None

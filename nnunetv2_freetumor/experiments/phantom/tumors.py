@@ -106,9 +106,7 @@ def _grow_invading(habitat: NDArray[np.bool_], cells: int, rng: np.random.Genera
     size = habitat.shape[0]
     middle = (size // 2,) * 3
     cost = np.exp(1.0 * _streaks(size, rng) + 0.7 * _field(size, size / 12, rng)) + rng.exponential(0.5, (size,) * 3)
-    cost *= (
-        1 + 4 * (_radius(size) / (size // 2)) ** 4
-    )  # so that no front gets far enough to intersect the grid's flat border
+    cost *= 1 + 4 * (_radius(size) / (size // 2)) ** 4  # so that no front reaches the grid's flat border
     cost[~habitat] = np.inf
     front = MCP_Geometric(cost, sampling=tuple(np.exp(rng.uniform(-0.2, 0.2, 3))))
     arrival, _ = front.find_costs([middle], max_coverage=min(1.2 * cells / size**3, 1.0))

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from nnunetv2_freetumor.cluster.processes import spawned
+from nnunetv2_freetumor.experiments.steps import end_running
 from nnunetv2_freetumor.experiments.study import data, figure, protocol, thresholding
 from nnunetv2_freetumor.experiments.study import results as study_results
 from nnunetv2_freetumor.experiments.study import trials as study_trials
@@ -80,7 +81,7 @@ def study_command(
     trials = list_trials(chosen_arms, settings[:1] if ablation else settings, folds, seeds)
     _check_judges(prepared.context, trials)
     report = partial(_report, prepared.context, trials, "_ablation" if ablation else "", _baseline(ablation))
-    with spawned(jobs) as executor:
+    with spawned(jobs, before_end=end_running) as executor:
         left = study_trials.run_trials(
             prepared.context,
             trials,

@@ -31,35 +31,35 @@ VALIDATION_ITERATIONS = 2
 
 
 class StudyTrainer(PairsOnCpu):
-    """Train one run of the study: its cases, its seed, the study's budget and recipe."""
+    """Train one trial of the study: its cases, its seed, the study's budget and recipe."""
 
     def initialize(self) -> None:
-        """Take budget and seed from the order before nnU-Net builds network and optimizer."""
-        budget, run = self.order.budget, self.order_run
+        """Take budget and seed from the assignment before nnU-Net builds network and optimizer."""
+        budget, seed = self.assignment.budget, self.fold_cases.seed
         self.num_epochs, self.num_iterations_per_epoch = budget.epochs, budget.iterations
         self.num_val_iterations_per_epoch = VALIDATION_ITERATIONS
-        self.oversample_foreground_percent = self.order.foreground
-        np.random.seed(run.seed)
-        torch.manual_seed(run.seed)
+        self.oversample_foreground_percent = self.assignment.foreground
+        np.random.seed(seed)
+        torch.manual_seed(seed)
         super().initialize()
 
     @property
-    def order(self) -> Assignment:
+    def assignment(self) -> Assignment:
         """Read what this arm's plans ask for."""
         return read_assignment(self.plans_manager.plans)
 
     @property
-    def order_run(self) -> FoldCases:
-        """Find this fold's run."""
-        return next(run for run in self.order.runs if run.fold == self.fold)
+    def fold_cases(self) -> FoldCases:
+        """Return this fold's cases and seed."""
+        return next(cases for cases in self.assignment.runs if cases.fold == self.fold)
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """Return the fold's cases of the study; the dataset's own split stays as it is."""
-        return list(self.order_run.training), list(self.order_run.validation)
+        return list(self.fold_cases.training), list(self.fold_cases.validation)
 
     def configure_optimizers(self) -> Any:
         """Use nnU-Net's own optimizer, or Adam in the short recipe."""
-        if self.order.budget.recipe == "nnunet":
+        if self.assignment.budget.recipe == "nnunet":
             return super().configure_optimizers()
         optimizer = torch.optim.Adam(self.network.parameters(), lr=SHORT_LEARNING_RATE)
         return optimizer, PolyLRScheduler(optimizer, SHORT_LEARNING_RATE, self.num_epochs)
@@ -67,7 +67,7 @@ class StudyTrainer(PairsOnCpu):
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:
         """Leave mirroring out in the short recipe: too little time to learn what a mirrored abdomen looks like."""
         rotation, dummy_2d, patch, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        if self.order.budget.recipe == "short":
+        if self.assignment.budget.recipe == "short":
             self.inference_allowed_mirroring_axes = axes = None
         return rotation, dummy_2d, patch, axes
 
@@ -77,16 +77,18 @@ class nnUNetTrainerFreeTumor_study_real(StudyTrainer):
 
 
 class nnUNetTrainerFreeTumor_study(FreeTumorMixin, StudyTrainer):
-    """Train with synthetic tumors, as the arm's section and order say."""
+    """Train with synthetic tumors, as the arm's section and assignment say."""
 
     def make_synthesizer(self, section: plan.Section) -> Planter:
         """Use the arm's generator and judge, and the fold's seed for all draws."""
-        section = dataclasses.replace(section, seed=self.order_run.seed)
-        if self.order.judged:  # few labels are the point of a study, so the judge's few tumors are no reason to stop
+        section = dataclasses.replace(section, seed=self.fold_cases.seed)
+        if (
+            self.assignment.judged
+        ):  # few labels are the point of a study, so the judge's few tumors are no reason to stop
             judge = f"{TRAINERS['real']}__{plans_name(BASELINE)}__{self.configuration_name}"
             section = dataclasses.replace(section, judge=judge, min_judge_tumors=0)
         synthesizer = super().make_synthesizer(section)
-        if self.order.generator == "constant":
+        if self.assignment.generator == "constant":
             assert isinstance(synthesizer, Synthesizer), "the mixin makes one"
             synthesizer.generators = [ConstantGenerator()] * len(section.targets)
         return synthesizer
@@ -94,7 +96,7 @@ class nnUNetTrainerFreeTumor_study(FreeTumorMixin, StudyTrainer):
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
         """Split behind the intensity transforms where the arm asks for it."""
         loader = super().get_training_transforms(*args, **kwargs)
-        if not self.order.after_intensity:
+        if not self.assignment.after_intensity:
             return loader
         assert self.second_half is not None, "FreeTumorMixin has just set it"
         behind = self.second_half.transforms

@@ -6,7 +6,6 @@ Each trial leaves a folder with its logs, its predictions and, once it is comple
 import json
 import math
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -19,7 +18,7 @@ import numpy as np
 from nnunetv2_freetumor.evaluation.inputs import Labels, open_cohort
 from nnunetv2_freetumor.evaluation.scores import CaseScore, PredictedLesion, ReferenceLesion, Rule, Sweep
 from nnunetv2_freetumor.evaluation.volumes import score_files
-from nnunetv2_freetumor.experiments.steps import end_process, last_lines, program
+from nnunetv2_freetumor.experiments.steps import call
 from nnunetv2_freetumor.files.cases import check_writable, write_json
 
 _DONE = "run.json"
@@ -122,9 +121,9 @@ def run_trial(context: StudyContext, trial: Trial) -> float:
     """
     start, folder = time.monotonic(), check_writable(context.root / "runs" / trial.name)
     if not (_model(context, trial) / "checkpoint_final.pth").is_file():
-        _call(context, folder / "train.log", _train_command(context, trial))
+        call(_train_command(context, trial), folder / "train.log", environment=context.environment)
     predictions = folder / "predictions"
-    _call(context, folder / "predict.log", _predict_command(context, trial, predictions))
+    call(_predict_command(context, trial, predictions), folder / "predict.log", environment=context.environment)
     save_scores(context, trial, score_predictions(context, predictions), time.monotonic() - start)
     for file in (*predictions.glob("*.npz"), *predictions.glob("*.pkl")):
         file.unlink()  # large, and no longer needed
@@ -179,21 +178,6 @@ def _predict_command(context: StudyContext, trial: Trial, output: Path) -> list[
     words += ["-c", context.configuration, "-f", str(trial.fold), "-tr", trial.trainer, "-p", trial.plans]
     words += [] if context.mirroring else ["--disable_tta", "-step_size", "0.75"]
     return [*words, "-npp", "1", "-nps", "1", "--save_probabilities", "-device", context.device]
-
-
-def _call(context: StudyContext, log: Path, words: list[str]) -> None:
-    with log.open("w", encoding="utf-8") as stream:
-        process = subprocess.Popen(
-            [*program(words[0]), *words[1:]], stdout=stream, stderr=subprocess.STDOUT, env=context.environment
-        )
-        try:
-            process.wait()
-        finally:
-            end_process(process)
-    if process.returncode:
-        raise ValueError(
-            f"'{' '.join(words)}' ended with code {process.returncode}. The end of {log}:\n{last_lines(log)}"
-        )
 
 
 def scores_to_json(scores: Sequence[CaseScore]) -> list[dict[str, Any]]:

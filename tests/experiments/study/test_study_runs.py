@@ -10,6 +10,7 @@ import pytest
 
 from nnunetv2_freetumor.evaluation.inputs import Labels
 from nnunetv2_freetumor.evaluation.scores import CaseScore, Pair, PredictedLesion, ReferenceLesion, Sweep
+from nnunetv2_freetumor.experiments import steps
 from nnunetv2_freetumor.experiments.study import trials as study_trials
 from nnunetv2_freetumor.experiments.study.trials import HeldOutCases, StudyContext, Trial
 
@@ -54,7 +55,7 @@ def fail(context, trial):
 
 
 def run(context, wanted, hours=None, function=pretend, jobs=1):
-    """FoldCases trials; gives what is left and how often a report was written."""
+    """Run trials; return what is left and how often a report was written."""
     reports = []
     with ThreadPoolExecutor(jobs) as executor:
         left = study_trials.run_trials(context, wanted, function, executor, jobs, hours, lambda: reports.append(1))
@@ -129,4 +130,4 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(context):
 
 def test_a_failed_command_shows_the_end_of_its_log(context, tmp_path):
     with pytest.raises(ValueError, match=r"nnUNetv2_train --nonsense' ended with code .*train.log:\n"):
-        study_trials._call(context, tmp_path / "train.log", ["nnUNetv2_train", "--nonsense"])
+        steps.call(["nnUNetv2_train", "--nonsense"], tmp_path / "train.log", context.environment)
