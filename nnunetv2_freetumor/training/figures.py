@@ -75,7 +75,8 @@ def counts_curve(history: Mapping[str, Sequence[float]], path: str | Path) -> No
     panels[-1].set_xlabel("epoch")
     for axes in panels:
         axes.set_ylim(bottom=0)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        if axes.has_data():
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
         axes.grid(axis="y", color="#dddddd")
         axes.set_axisbelow(True)
     save_figure(figure, path)
@@ -94,7 +95,9 @@ def _plot_shares(
 
 
 def add_to_progress(history: Mapping[str, Sequence[float]], progress: str | Path) -> None:
-    """Put the recognized shares below nnU-Net's own progress figure, which stays as it is above them."""
+    """Put the recognized shares below nnU-Net's own progress figure, if there is one; above them it stays as it is."""
+    if not Path(progress).is_file():
+        return
     with Image.open(progress) as own:
         above = own.convert("RGB")
     figure = Figure(
@@ -104,7 +107,8 @@ def add_to_progress(history: Mapping[str, Sequence[float]], progress: str | Path
     with style.context("default"):
         _plot_shares(axes, history, RECOGNIZED, WATCHED)
     axes.set(xlabel="epoch", ylabel="planted lesions recognized [%]")
-    axes.legend(loc="upper left", frameon=False)
+    if axes.has_data():
+        axes.legend(loc="upper left", frameon=False)
     below = io.BytesIO()
     FigureCanvasAgg(figure).print_png(below)
     with Image.open(below) as panel:

@@ -188,7 +188,12 @@ def test_ignored_voxels_reach_the_loss_and_keep_their_image_whatever_is_planted(
     made.on_train_epoch_start()
     seen = []
     augment = trainer.augmentation.augment
-    monkeypatch.setattr(trainer.augmentation, "augment", lambda *args: seen.append(args[1:]) or augment(*args))
+
+    def _augment(second_half, image, label, ids):
+        seen.append((image, label))
+        return augment(second_half, image, label=label, ids=ids)
+
+    monkeypatch.setattr(trainer.augmentation, "augment", _augment)
     for _ in range(3):
         batch = next(made.dataloader_train)
         assert np.isfinite(made.train_step(batch)["loss"])
