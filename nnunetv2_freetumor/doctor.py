@@ -88,7 +88,7 @@ def check_device() -> Iterator[Finding]:
         properties = torch.cuda.get_device_properties(index)
         yield Finding(f"cuda:{index} {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
     if not torch.cuda.is_available():
-        yield Finding("no CUDA device: training runs on the CPU and is slow")
+        yield Finding("no CUDA device: add -device cpu to nnUNetv2_train and nnUNetv2_predict; training is slow there")
     yield Finding(f"cpu, {os.cpu_count()} cores")
 
 

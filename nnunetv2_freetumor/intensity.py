@@ -16,7 +16,7 @@ class Intensity(NamedTuple):
     high_hu: float
 
     def to_hu(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Recover HU from z-scores (P1: z * std + mean)."""
+        """Recover HU from z-scores: z * std + mean."""
         return z * self.sd_hu + self.mean_hu
 
     def to_z(self, hu: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

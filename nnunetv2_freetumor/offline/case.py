@@ -13,7 +13,7 @@ from nnunetv2_freetumor.files import cases
 from nnunetv2_freetumor.files.cases import SLICE_AXIS, Case
 from nnunetv2_freetumor.files.hashes import file_hash
 from nnunetv2_freetumor.generators.choice import Choice, build_generators
-from nnunetv2_freetumor.offline.planting import plant
+from nnunetv2_freetumor.offline.planting import plant, real_tumor_note
 from nnunetv2_freetumor.offline.provenance import GeneratorFile, PlantingSettings, exact_hash, record
 
 PROVENANCE = "provenance"  # folder of the new dataset
@@ -102,7 +102,9 @@ def make_case(order: SyntheticOrder) -> CaseReport:
     cases.write_case(planting.image, files.image)
     cases.write_case(planting.label, files.label)
     cases.write_json(written, files.provenance)
-    return CaseReport(order.case, "done", planting.shortfall, _counts(order, files, len(planting.lesions)))
+    notes = [real_tumor_note(inputs.label, t.tumor_label) for t in order.settings.section.targets if order.labels]
+    text = " ".join(filter(None, [*notes, planting.shortfall]))
+    return CaseReport(order.case, "done", text, _counts(order, files, len(planting.lesions)))
 
 
 @contextlib.contextmanager
@@ -127,8 +129,8 @@ def _read(order: SyntheticOrder) -> _Inputs:
     if order.labels and (others := sorted(set(np.unique(label.array).tolist()) - set(order.labels))):
         named = ", ".join(f"{value:g}" for value in others)
         raise ValueError(
-            f"{label.path} holds the labels {named}, which are neither background nor --host nor --tumor. Remove them "
-            "from the masks, or list them in --host."
+            f"{label.path} holds the labels {named}, which are neither background nor --host nor --tumor. Set them to "
+            "0 in the masks, or list the ones that are healthy host tissue in --host."
         )
     return _Inputs(image, label, known)
 

@@ -10,7 +10,7 @@ from nnunetv2_freetumor import __version__, priors
 from nnunetv2_freetumor.files import cases
 from nnunetv2_freetumor.files.cases import SLICE_AXIS, case_name
 from nnunetv2_freetumor.generators import choice
-from nnunetv2_freetumor.offline.planting import Planting, plant
+from nnunetv2_freetumor.offline.planting import Planting, plant, real_tumor_note
 from nnunetv2_freetumor.offline.provenance import describe_lesion
 from nnunetv2_freetumor.plan import Prior, Section, SizeClass, Target, always_planting
 from nnunetv2_freetumor.planning.roles import LUNG_HU
@@ -53,6 +53,8 @@ def synthesize_case(
     _check_inputs_stay((image, label), paths)
     ct, labels = cases.read_case(image), cases.read_label(label)
     cases.check_same_geometry(ct, labels)
+    if note := real_tumor_note(labels, tumor):
+        print(f"Warning: {note}")
     if choices[0].path is not None:
         print(*choice.choice_lines(choices), sep="\n")
     planting = plant(ct, labels, section, lesions, chosen, renderer)

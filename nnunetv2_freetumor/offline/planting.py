@@ -84,6 +84,17 @@ def plant(
     return Planting(*planted, measured, reason)
 
 
+def real_tumor_note(label: Case, tumor: int) -> str:
+    """Note that a label map uses the tumor's label already, perhaps for another organ; empty if it does not."""
+    voxels = int(np.count_nonzero(label.array == tumor))
+    if not voxels:
+        return ""
+    return (
+        f"Label {tumor} already marks {voxels} voxels; they count as real tumor and stay untouched. If it means "
+        "something else in the label map, choose another --tumor."
+    )
+
+
 def _in_view(
     image: Case, label: Case, section: Section, generators: Sequence[Generator], device: torch.device
 ) -> list[_Seen]:

@@ -1,11 +1,14 @@
 """Write the `freetumor` section as a table for people."""
 
+import json
 from typing import Any
 
-from nnunetv2_freetumor.plan import Section, Target
+from nnunetv2_freetumor.plan import Section, Target, read_section, to_json
 from nnunetv2_freetumor.planning import clip_window
 from nnunetv2_freetumor.planning.measurement import WIDTH_10_90
 from nnunetv2_freetumor.planning.roles import read_labels
+
+_NO_SETTINGS = ("targets", "labels", "plans_hash", "version", "fingerprint")  # what a section holds beside settings
 
 
 def describe(section: Section, plans: dict[str, Any]) -> str:
@@ -48,3 +51,39 @@ def _name_labels(values: tuple[int, ...], names: dict[str, frozenset[int]]) -> s
     """Find for each label the smallest entry of dataset.json that holds it."""
     found = {value: min((n for n in names if value in names[n]), key=lambda n: len(names[n])) for value in values}
     return ", ".join(f"{name} ({value})" for value, name in found.items())
+
+
+def lost_settings(former: Any, section: Section) -> list[str]:
+    """List in text lines where a section differed from the one that replaces it; measurements are no settings.
+
+    Args:
+        former: the replaced section's JSON, None if there was none.
+        section: the new one.
+    """
+    if former is None:
+        return []
+    try:
+        old = read_section(former)
+    except ValueError as error:
+        return [f"The replaced section could not be read: {error}"]
+    both = {target.name for target in old.targets} & {target.name for target in section.targets}
+    before, now = _settings(old, both), _settings(section, both)
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    lines = [f"  {name}: was {json.dumps(before.get(name))}, is {json.dumps(now.get(name))}" for name in changed]
+    return ["Settings that the replaced section had otherwise; edit them again if you had edited them:"] * bool(
+        lines
+    ) + lines
+
+
+def _settings(section: Section, targets: set[str]) -> dict[str, Any]:
+    """Return all settings by name, those of a prior behind its target's name."""
+    own = {name: value for name, value in to_json(section).items() if name not in _NO_SETTINGS}
+    priors = {f"{target.name}.prior": to_json(target.prior) for target in section.targets if target.name in targets}
+    return _flat(own | priors)
+
+
+def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
+    return flat

@@ -45,7 +45,7 @@ def plan_command(dataset: str, plans_name: str = "nnUNetPlans", widen: bool = Fa
         raise ValueError(
             f"{problem} The data are already preprocessed, so widen the window and preprocess again:\n{commands}"
         )
-    replaced = SECTION in plans
+    former = plans.get(SECTION)
     if problem:
         plans = clip_window.widen(plans, section)
         section = dataclasses.replace(section, plans_hash=plans_hash(plans))
@@ -54,7 +54,9 @@ def plan_command(dataset: str, plans_name: str = "nnUNetPlans", widen: bool = Fa
     print(report.describe(section, plans))
     if problem:
         print(_explain_widening(problem, plans, folder, done))
-    print(f"{'Replaced the' if replaced else 'Wrote the'} freetumor section of {folder / f'{plans_name}.json'}.")
+    print(f"{'Wrote' if former is None else 'Replaced'} the freetumor section of {folder / f'{plans_name}.json'}.")
+    for line in report.lost_settings(former, section):
+        print(line)
 
 
 def section_for_training(plans: dict[str, Any], dataset_json: dict[str, Any]) -> Section:

@@ -2,7 +2,7 @@
 
 nnU-Net builds one flat list: spatial transforms first, then noise, blur, contrast and so on, then the targets. Whatever
 stands before the split runs in nnU-Net's loader processes as ever. The rest is applied here, sample by sample as in the
-loader, after lesions have been planted, so that synthetic tumors go through the same degradations as real ones (P1).
+loader, after lesions have been planted, so that synthetic tumors go through the same degradations as real ones.
 """
 
 import copy

@@ -78,7 +78,7 @@ def find_judge(judge: str, baseline: Path, fold: int | str) -> ModelFold | None:
         fold: of the training that wants a judge.
 
     Raises:
-        ValueError: the judge has seen cases that this fold validates on.
+        ValueError: it is none of these, or it has seen cases that this fold validates on.
     """
     if judge == OFF or (judge == AUTO and not (baseline / f"fold_{fold}" / CHECKPOINT).is_file()):
         return None
@@ -87,6 +87,11 @@ def find_judge(judge: str, baseline: Path, fold: int | str) -> ModelFold | None:
     folder, its_fold = baseline.parent / Path(judge).expanduser(), str(fold)
     if folder.name.startswith("fold_"):
         folder, its_fold = folder.parent, folder.name.removeprefix("fold_")
+    if "__" not in folder.name and not folder.is_dir():
+        raise ValueError(
+            f"'judge' must be auto, off, or a model folder (TRAINER__PLANS__CONFIGURATION) or one of its folds, but it "
+            f"is '{judge}', and there is no folder {folder}."
+        )
     others = sorted(path.name for path in folder.glob("fold_*"))
     if its_fold != str(fold):
         _check_unseen(folder, its_fold, fold)

@@ -102,6 +102,16 @@ def test_the_same_seed_gives_the_same_tumor_and_another_seed_another(raw):
     assert (new[0] == new[1]).all() and (new[0] != new[2]).any()
 
 
+def test_a_label_that_the_map_uses_already_is_said(raw, capsys):
+    plant(raw)
+    assert "Warning" not in capsys.readouterr().out
+    plant(raw, tumor=3)  # the small structure, which is no tumor
+    voxels = int((before_and_after(raw)[2].array == 3).sum())
+    printed = capsys.readouterr().out
+    assert f"Warning: Label 3 already marks {voxels} voxels; they count as real tumor and stay untouched." in printed
+    assert "choose another --tumor." in printed
+
+
 def test_real_tumors_of_the_case_stay_and_are_kept_clear(raw):
     rewrite(raw, "patient_label.nii.gz", lambda label: np.where(label == 3, 2, label).astype(np.uint8))
     plant(raw)

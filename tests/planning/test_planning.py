@@ -62,11 +62,31 @@ def test_plan_again_replaces_the_section_and_says_so(folders, capsys):
     folders.add_organs(1).plan()
     planning.plan_command("Dataset101_Liver")
     plans = folders.plans
-    plans["freetumor"]["probability_tumor_free"] = 0.9
+    plans["freetumor"] |= {"probability_tumor_free": 0.9, "generator": "lite"}
+    plans["freetumor"]["targets"][0]["prior"]["texture"]["edge_scale_mm"] = 3.5
+    folders.plans_file.write_text(json.dumps(plans))
+    capsys.readouterr()
+    planning.plan_command("101")
+    section = section_of(folders)
+    assert section.probability_tumor_free == 0.5
+    (target,) = section.targets
+    heading, *lost = capsys.readouterr().out.split("Replaced the freetumor section")[1].splitlines()[1:]
+    assert heading == "Settings that the replaced section had otherwise; edit them again if you had edited them:"
+    assert lost == [
+        '  generator: was "lite", is "auto"',
+        "  probability_tumor_free: was 0.9, is 0.5",
+        f"  {target.name}.prior.texture.edge_scale_mm: was 3.5, is {target.prior.texture.edge_scale_mm}",
+    ]
+
+    planning.plan_command("101")
+    assert "had otherwise" not in capsys.readouterr().out
+    plans["freetumor"] = {"nonsense": 1}
     folders.plans_file.write_text(json.dumps(plans))
     planning.plan_command("101")
-    assert section_of(folders).probability_tumor_free == 0.5
-    assert "Replaced the freetumor section" in capsys.readouterr().out
+    assert (
+        "The replaced section could not be read: freetumor plans: 'freetumor' has unknown keys"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_label_free_set_takes_the_prior_and_says_what_validation_cannot_do(label_free, capsys):

@@ -163,6 +163,8 @@ def test_a_model_folder_named_in_the_plans_is_taken(baseline, make_trainer, tmp_
         gate, log = resolve(make(make_trainer, judge=judge, **FEW))
         assert isinstance(gate, JudgeGate) and "FreeTumor: judge " in log
     with pytest.raises(ValueError, match="There is no trained model"):
+        resolve(make(make_trainer, judge=str(tmp_path / "nnUNetTrainer__Nowhere__3d_fullres"), **FEW))
+    with pytest.raises(ValueError, match="'judge' must be auto, off, or a model folder .*nowhere', and there is no"):
         resolve(make(make_trainer, judge=str(tmp_path / "nowhere"), **FEW))
 
 
@@ -281,6 +283,12 @@ def test_a_resumed_training_keeps_the_judge_and_the_generators_that_it_started_w
     record = json.loads((Path(anew.output_folder) / "freetumor_chosen.json").read_text())
     assert record["judge"] == str(baseline / "fold_0")
     assert record["generators"][0]["generator"] == "texture" and record["generators"][0]["path"] is None
+
+
+def test_a_judge_that_is_neither_a_word_nor_a_folder_is_named_with_what_is_allowed(make_trainer):
+    made = make(make_trainer, judge="on")
+    with pytest.raises(ValueError, match="'judge' must be auto, off, or a model folder .* but it is 'on'"):
+        resolve(made)
 
 
 def test_a_judge_that_too_few_tumors_switch_off_is_recorded_as_off(make_trainer, baseline):
