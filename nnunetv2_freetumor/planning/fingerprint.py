@@ -83,6 +83,12 @@ def summarize_tumors(
     return {"cases": len(cases), "absent_labels": absent, "targets": by_target}
 
 
+def is_label_free(fingerprint: dict[str, Any], labels: dict[str, Any], targets: tuple[Target, ...]) -> bool:
+    """Check whether no training case holds the tumor of any target, so that planted ones are all there is to learn."""
+    tumors = {target.tumor_label for target in targets}
+    return all(label.name in fingerprint["absent_labels"] for label in read_labels(labels) if label.values & tumors)
+
+
 def _summarize_target(cases: list[CaseMeasurement], labels: dict[str, Any], target: Target) -> dict[str, Any]:
     hosts = [case.hosts[target.name] for case in cases if target.name in case.hosts]
     if not hosts:

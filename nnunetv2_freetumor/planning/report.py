@@ -7,6 +7,7 @@ from nnunetv2_freetumor.plan import Section, Target, read_section, to_json
 from nnunetv2_freetumor.planning import clip_window
 from nnunetv2_freetumor.planning.measurement import WIDTH_10_90
 from nnunetv2_freetumor.planning.roles import read_labels
+from nnunetv2_freetumor.synthesis.draws import probability
 
 _NO_SETTINGS = ("targets", "labels", "plans_hash", "version", "fingerprint")  # what a section holds beside settings
 
@@ -22,6 +23,10 @@ def describe(section: Section, plans: dict[str, Any]) -> str:
             f"  {target.name}",
             *(f"    {name:<10} {text}" for name, text in _describe_target(target, section, names)),
         ]
+    lines.append(
+        f"  lesions in {100 * probability(section, True):.0f} % of the organ patches without a real tumor, and in "
+        f"{100 * probability(section, False):.0f} % of those with one"
+    )
     unused = [name for name, values in names.items() if not values & used]
     lines.append(f"  labels without a role: {', '.join(unused) or 'none'}")
     if absent := section.fingerprint.get("absent_labels"):

@@ -93,7 +93,10 @@ def test_a_label_free_set_takes_the_prior_and_says_what_validation_cannot_do(lab
     planning.plan_command("101")
     (target,) = section_of(label_free).targets
     assert target.source == "prior liver: only 0 real tumors in 2 training cases, 10 are needed"
-    assert "labels in no training case: tumor; validation cannot measure them" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "labels in no training case: tumor; validation cannot measure them" in printed
+    assert section_of(label_free).probability_tumor_free == 1.0
+    assert "lesions in 70 % of the organ patches without a real tumor, and in 25 % of those with one" in printed
 
 
 def test_before_preprocessing_the_window_is_widened_and_then_keeps_host_and_lesions(label_free, capsys):
