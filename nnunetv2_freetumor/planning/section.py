@@ -96,15 +96,14 @@ def derive_section(plans: dict[str, Any], dataset_json: dict[str, Any]) -> Secti
     targets = tuple(_target(role) for role in found)
     cache = _environment_folder("nnUNet_preprocessed") / plans["dataset_name"] / fingerprint.FINGERPRINT_FILE
     measured = fingerprint.measure_dataset(raw, copy.deepcopy(dataset_json), targets, cache)
-    section = Section(
+    label_free = fingerprint.is_label_free(measured, dataset_json["labels"], targets)
+    return Section(
         targets=tuple(with_measurements(t, measured["targets"][t.name], measured["cases"]) for t in targets),
         labels=dataset_json["labels"],
         plans_hash=plans_hash(plans),
         fingerprint=measured,
+        probability_tumor_free=1.0 if label_free else Section.probability_tumor_free,  # `untouched_share` limits it
     )
-    if not fingerprint.is_label_free(measured, section.labels, targets):
-        return section
-    return dataclasses.replace(section, probability_tumor_free=1.0)  # untouched_share still limits it
 
 
 def _target(role: roles.Role) -> Target:
