@@ -16,14 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_freetumor import priors
 from nnunetv2_freetumor.files.cases import write_json
-from nnunetv2_freetumor.plan import (
-    SECTION,
-    Section,
-    Target,
-    plans_hash,
-    read_section,
-    to_json,
-)
+from nnunetv2_freetumor.plan import SECTION, Section, Target, plans_hash, read_section, to_json
 from nnunetv2_freetumor.planning import clip_window, fingerprint, report, roles
 from nnunetv2_freetumor.planning.measured_prior import with_measurements
 
@@ -54,9 +47,8 @@ def plan_command(dataset: str, plans_name: str = "nnUNetPlans", widen: bool = Fa
     print(report.describe(section, plans))
     if problem:
         print(_explain_widening(problem, plans, folder, done))
-    print(f"{'Wrote' if former is None else 'Replaced'} the freetumor section of {folder / f'{plans_name}.json'}.")
-    for line in report.lost_settings(former, section):
-        print(line)
+    written = f"{'Wrote' if former is None else 'Replaced'} the freetumor section of {folder / f'{plans_name}.json'}."
+    print(written, *report.lost_settings(former, section), sep="\n")
 
 
 def section_for_training(plans: dict[str, Any], dataset_json: dict[str, Any]) -> Section:
