@@ -135,7 +135,7 @@ def slow_start(logger: MetaLogger, epochs: int) -> list[str]:
     if len(watched) != due or not watched.sum() or seen.sum():
         return []
     return [
-        f"WARNING: FreeTumor: after {due} epochs the network recognizes none of the {watched.sum():.0f} lesions "
+        f"WARNING: FreeTumor: up to epoch {due - 1} the network recognizes none of the {watched.sum():.0f} lesions "
         "planted so far. Look at freetumor_first_batch.png: can you see them? If they are small or faint for the "
         "training spacing, plant larger or bolder ones first ('sizes', 'k_mean', 'min_visibility' in the plans' "
         "freetumor section). If the training loss does not fall either, suspect the learning rate."

@@ -50,6 +50,7 @@ def batch_preview(
 
 
 DPI = 100  # of the panel below nnU-Net's progress figure
+_LARGE = {"font.size": 24.0, "lines.linewidth": 4.0, "lines.markersize": 12.0}  # as in nnU-Net's progress figure
 
 
 @style.context("default")  # nnU-Net's own figure leaves very large fonts behind
@@ -73,8 +74,10 @@ def counts_curve(history: Mapping[str, Sequence[float]], path: str | Path) -> No
     samples.set_ylabel("samples per epoch")
     sizes.set_ylabel("lesions per epoch")
     panels[-1].set_xlabel("epoch")
+    for axes in (samples, sizes):
+        axes.set_ylim(0, 1.05 * max(axes.get_ylim()[1], 1))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in panels:
-        axes.set_ylim(bottom=0)
         if axes.has_data():
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
         axes.grid(axis="y", color="#dddddd")
@@ -91,7 +94,7 @@ def _plot_shares(
         share = np.divide(history[part], epochs, out=np.full(len(epochs), np.nan), where=epochs > 0)
         if np.isfinite(share).any():
             axes.plot(range(len(share)), 100 * share, marker=".", color=color, label=name)
-    axes.set_ylim(0, 105)
+    axes.set_ylim(-3, 105)  # a line of zeros stays in sight
 
 
 def add_to_progress(history: Mapping[str, Sequence[float]], progress: str | Path) -> None:
@@ -100,17 +103,17 @@ def add_to_progress(history: Mapping[str, Sequence[float]], progress: str | Path
         return
     with Image.open(progress) as own:
         above = own.convert("RGB")
-    figure = Figure(
-        figsize=(above.width / DPI, above.width / DPI / 4), facecolor="white", layout="constrained", dpi=DPI
-    )
-    axes = figure.subplots()
-    with style.context("default"):
-        _plot_shares(axes, history, RECOGNIZED, WATCHED)
-    axes.set(xlabel="epoch", ylabel="planted lesions recognized [%]")
-    if axes.has_data():
-        axes.legend(loc="upper left", frameon=False)
+    size = (above.width / DPI, above.width / DPI / 4)
     below = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(below)
+    with style.context(["default", _LARGE]):  # whatever nnU-Net's figure has set
+        figure = Figure(figsize=size, facecolor="white", layout="constrained", dpi=DPI)
+        axes = figure.subplots()
+        _plot_shares(axes, history, RECOGNIZED, WATCHED)
+        axes.set(title="planted lesions that the network recognizes", xlabel="epoch", ylabel="share [%]")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if axes.has_data():
+            axes.legend(loc="upper left", frameon=False)
+        FigureCanvasAgg(figure).print_png(below)
     with Image.open(below) as panel:
         joined = Image.new("RGB", (above.width, above.height + panel.height), "white")
         joined.paste(above, (0, 0))
