@@ -124,7 +124,7 @@ class FreeTumorMixin(PoolMixin, SplitGuardMixin, LabelFreeMixin, LesionEvaluatio
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Read what the epoch planted, once, and report it."""
         super().on_train_epoch_end(train_outputs)
-        counts = self._counts.read() | self._watch.read()
+        counts = self._counts.read() | self._watch.read(self.device)
         for name, value in counts.items():
             self.logger.log(epoch_log.COUNT_KEY + name, value, self.current_epoch)
         repair = clip_window.repair_commands(self.plans_manager.plans, [self.configuration_name])

@@ -75,9 +75,8 @@ def lost_settings(former: Any, section: Section) -> list[str]:
     before, now = _settings(old, both), _settings(section, both)
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     lines = [f"  {name}: was {json.dumps(before.get(name))}, is {json.dumps(now.get(name))}" for name in changed]
-    return ["Settings that the replaced section had otherwise; edit them again if you had edited them:"] * bool(
-        lines
-    ) + lines
+    heading = "Settings that the replaced section had otherwise; edit them again if you had edited them:"
+    return [heading, *lines] if lines else []
 
 
 def _settings(section: Section, targets: set[str]) -> dict[str, Any]:

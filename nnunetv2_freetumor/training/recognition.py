@@ -67,12 +67,16 @@ class Watch:
         channel, needed, size = torch.tensor(rows).to(ids.device, non_blocking=True)
         self._expected = _Expected(ids, channel.long(), needed, size.long())
 
-    def read(self) -> dict[str, float]:
-        """Sum over all processes, copy to the host and start again; once an epoch."""
+    def read(self, device: torch.device) -> dict[str, float]:
+        """Sum over all processes, copy to the host and start again; once an epoch.
+
+        Args:
+            device: where the network computes; the processes sum there.
+        """
         sums, self._sums = self._sums, None
         if sums is None:
-            sums = torch.zeros(2, len(SIZE_NAMES))
-        elif dist.is_available() and dist.is_initialized():
+            sums = torch.zeros(2, len(SIZE_NAMES), device=device)
+        if dist.is_available() and dist.is_initialized():  # also where this process has watched no lesion
             dist.all_reduce(sums)
         return dict(zip((*WATCHED, *RECOGNIZED), sums.flatten().tolist()))
 

@@ -9,6 +9,7 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from synthesis_examples import make_section
+from torch import distributed as dist
 from torch import nn
 
 from nnunetv2_freetumor.intensity import RAW_CT
@@ -29,6 +30,7 @@ from nnunetv2_freetumor.training.recognition import (
     tumor_channel,
 )
 
+CPU = torch.device("cpu")
 LABELS = LabelManager({"background": 0, "organ": 1, "tumor": 2}, None)
 REGIONS = LabelManager({"background": 0, "organ": [1, 2], "tumor": 2}, [1, 2])
 
@@ -75,7 +77,7 @@ def look(watch, network, training=True):
     watch.expect(LESIONS, lesion_ids(LESIONS, label))
     watch.attach(network)
     network.train(training)(torch.zeros(2, 1, 8, 8, 8))
-    return watch.read()
+    return watch.read(CPU)
 
 
 def softmax_logits(marked):
@@ -101,7 +103,17 @@ def test_validation_is_not_watched_and_an_epoch_starts_from_nothing():
     watch = Watch(make_section(), LABELS)
     assert sum(look(watch, Says(softmax_logits(MARKED)), training=False).values()) == 0
     assert sum(look(watch, Says(softmax_logits(MARKED))).values()) > 0
-    assert sum(watch.read().values()) == 0 and math.isnan(recognized_share(watch.read()))
+    assert sum(watch.read(CPU).values()) == 0 and math.isnan(recognized_share(watch.read(CPU)))
+
+
+def test_a_process_that_watched_no_lesion_takes_part_in_the_sum_that_the_others_wait_for(monkeypatch):
+    summed = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", lambda sums: summed.append(sums.add_(3.0)))
+    watch = Watch(make_section(), LABELS)
+    watch.attach(nn.Conv3d(1, 3, 1))
+    assert set(watch.read(CPU).values()) == {3.0} and len(summed) == 1
+    assert set(watch.read(CPU).values()) == {3.0}, "the sum of an epoch does not stay for the next"
 
 
 def test_a_compiled_network_is_watched_too():
@@ -130,7 +142,7 @@ def test_a_transform_that_loses_the_marks_switches_the_count_off():
     watch.expect(LESIONS, None)
     watch.attach(network := Says(softmax_logits(MARKED)))
     network(torch.zeros(2, 1, 8, 8, 8))
-    assert sum(watch.read().values()) == 0
+    assert sum(watch.read(CPU).values()) == 0
 
 
 def test_the_log_gives_shares_by_size():
